@@ -1,0 +1,8 @@
+"""The error that is the user's to mend."""
+
+
+class UsageError(ValueError):
+    """A user's mistake: one sentence with what was given, what is allowed and the way out.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

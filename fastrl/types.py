@@ -1,0 +1,76 @@
+"""The nouns that travel through the loop.
+
+Legend, used in every file: T: tokens, V: vocabulary, D: hidden width, P: prompts of a step,
+G: responses a prompt, N: packed rows (tokens), S: packed sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as drawn for a step."""
+
+    id: int  # stable: the row's index in its data set, whatever the order of drawing
+    draw: int  # how often this prompt was drawn before in this run
+    messages: tuple[Mapping[str, str], ...]  # chat messages, the last one the user's
+    token_ids: tuple[int, ...]  # through the chat template, the generation prompt included
+    answer: str  # the gold answer, as text
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns, for rewards
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response."""
+
+    token_ids: tuple[int, ...]  # generated tokens only, the end token included
+    logprobs: tuple[float, ...]  # log p_T of each token under the full softmax at temperature T
+    log_kept_mass: tuple[float, ...]  # log of the mass that top-k/top-p/min-p kept; 0 without
+    finish_reason: str  # "stop", "length", "cancelled" or "error"
+    stop_reason: str | None = None  # the stop string that ended it; None for an end token
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A verdict on one response."""
+
+    correct: bool | None  # None where the gold cannot be read
+    answer: str | None  # the extracted answer
+    reason: str  # a reason code, documented in grading.py
+    span: tuple[int, int] | None = None  # byte offsets of the answer in the UTF-8 completion
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A response with its text and its verdict; what the objective starts from."""
+
+    prompt: Prompt
+    completion: Completion
+    text: str
+    grade: Grade | None  # None where a reward function of the user's replaced the grader
+    task_reward: float | None  # r; None: failed (outside the loss, counted in the ledger)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows under a token budget: whole sequences end to end, prompt and response.
+
+    A row is a token; row i of a sequence predicts the sequence's token i + 1. Targets are already
+    shifted, and `mask` is True where the target is a response token that is in the loss.
+    """
+
+    token_ids_N: torch.Tensor  # int64
+    positions_N: torch.Tensor  # int64, from 0 in each sequence
+    targets_N: torch.Tensor  # int64; 0 where mask is False
+    mask_N: torch.Tensor  # bool
+    cu_seqlens: torch.Tensor  # int32, S + 1 offsets over the rows
+    max_seqlen: int
+    sequences: tuple[int, ...]  # index of each packed sequence in the step's flat response list
+    prefix_lengths: tuple[int, ...]  # prompt tokens of each sequence
+    groups: tuple[int, ...]  # group (prompt) index of each sequence

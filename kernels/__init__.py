@@ -1,0 +1,3 @@
+"""Triton kernels of fastrl, imported as `fastrl.kernels`."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,25 @@
+"""What pyproject.toml cannot say: the kernels folder's package name, and the C++ extension."""
+
+from glob import glob
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+from setuptools import setup
+
+ParallelCompile(default=2).install()
+
+setup(
+    packages=["fastrl", "fastrl.sampler", "fastrl.embedded", "fastrl.kernels"],
+    package_dir={"fastrl.kernels": "kernels"},
+    package_data={"fastrl": ["py.typed"], "fastrl.embedded": ["models/*/*", "*.json"]},
+    ext_modules=[
+        Pybind11Extension(
+            "fastrl._C",
+            sorted(glob("csrc/*.cpp")),
+            depends=sorted(glob("csrc/*.h")),  # without it a source distribution lacks the headers
+            cxx_std=17,
+            extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"],
+            extra_link_args=["-pthread"],
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+)
