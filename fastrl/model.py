@@ -1,0 +1,268 @@
+"""The decoder of the Llama, Qwen2 and Qwen3 families, one module for trainer and sampler.
+
+Legend: N: packed rows (tokens), D: hidden width, H: query heads, K: key/value heads,
+h: head dimension, F: width of the feed-forward layer, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastrl.attention import AttentionContext, PackedAttention
+from fastrl.errors import UsageError
+from fastrl.model_config import DecoderConfig, Llama3Scaling, rotary_frequencies
+
+__all__ = [
+    "AttentionContext",
+    "Decoder",
+    "DecoderConfig",
+    "Llama3Scaling",
+    "PackedAttention",
+    "load_model",
+    "resolve_model",
+]
+
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+@dataclass(frozen=True)
+class _RotaryAttention:
+    """The context a layer sees: queries and keys are rotated, then handed to the real one."""
+
+    cos_N1h: Tensor
+    sin_N1h: Tensor
+    inner: AttentionContext
+
+    def attend(self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor) -> Tensor:
+        return self.inner.attend(layer, self._rotate(q_NHh), self._rotate(k_NKh), v_NKh)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos_N1h + torch.cat((-second, first), dim=-1) * self.sin_N1h
+
+
+class _RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in fp32 at least (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, dtype=dtype, device=device))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class DecoderLayer(nn.Module):
+    """One block: attention, then the feed-forward layer, each with its norm and residual."""
+
+    def __init__(
+        self, config: DecoderConfig, index: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.head_dim = head_dim = config.head_dim
+        width, inner = config.hidden_size, config.intermediate_size
+
+        def linear(width_in: int, width_out: int, bias: bool) -> nn.Linear:
+            # the weights come from a file or from init_weights: torch's own drawing is left out
+            return nn.utils.skip_init(
+                nn.Linear, width_in, width_out, bias=bias, dtype=dtype, device=device
+            )
+
+        def norm(width: int) -> _RMSNorm:
+            return _RMSNorm(width, config.eps, dtype, device)
+
+        self.attention_norm = norm(width)
+        self.qkv = linear(width, sum(self.heads) * head_dim, config.qkv_bias)
+        self.q_norm = norm(head_dim) if config.qk_norm else None
+        self.k_norm = norm(head_dim) if config.qk_norm else None
+        self.o = linear(config.num_heads * head_dim, width, config.o_bias)
+        self.mlp_norm = norm(width)
+        self.gate_up = linear(width, 2 * inner, config.mlp_bias)
+        self.down = linear(inner, width, config.mlp_bias)
+
+    def forward(self, hidden_ND: Tensor, attention: AttentionContext) -> Tensor:
+        """The block's output [N, D]. `attention` applies the rotary embedding to q and k."""
+        heads = self.qkv(self.attention_norm(hidden_ND)).unflatten(-1, (-1, self.head_dim))
+        q_NHh, k_NKh, v_NKh = heads.split(self.heads, dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_NHh, k_NKh = self.q_norm(q_NHh), self.k_norm(k_NKh)
+        attended_NHh = attention.attend(self.index, q_NHh, k_NKh, v_NKh)
+        hidden_ND = hidden_ND + self.o(attended_NHh.flatten(1))
+        gate_NF, up_NF = self.gate_up(self.mlp_norm(hidden_ND)).chunk(2, dim=-1)
+        return hidden_ND + self.down(F.silu(gate_NF) * up_NF)
+
+
+class Decoder(nn.Module):
+    """A decoder of one of the three families; its parameters are not set until they are loaded
+    (`load_model`, `weights.load_weights`) or drawn (`init_weights`).
+
+    `valid_vocab`: ids from there on belong to no token; no operation may sample them or count
+    them in a softmax. `load_model` takes it from the tokenizer; here it is the whole vocabulary.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        device = torch.device(device)
+        self.config = config
+        self.valid_vocab = config.vocab_size
+        self.embed = _matrix(config.vocab_size, config.hidden_size, dtype, device)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index, dtype, device) for index in range(config.num_layers)
+        )
+        self.norm = _RMSNorm(config.hidden_size, config.eps, dtype, device)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else _matrix(config.vocab_size, config.hidden_size, dtype, device)
+        )
+        # no buffer: Module.to(bfloat16) would round it
+        self._frequencies = rotary_frequencies(config).to(device)
+
+    def forward(
+        self, token_ids_N: Tensor, positions_N: Tensor, attention: AttentionContext
+    ) -> Tensor:
+        """Every row's hidden state after the final norm: [N, D]. The head is left to the caller,
+        who has a use for some of the rows only.
+
+        `positions_N`: each row's position in its own sequence, from 0.
+        """
+        hidden_ND = F.embedding(token_ids_N, self.embed)
+        if self._frequencies.device != hidden_ND.device:
+            self._frequencies = self._frequencies.to(hidden_ND.device)
+        angle_dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        angles = positions_N.to(angle_dtype)[:, None] * self._frequencies.to(angle_dtype)
+        angles_N1h = torch.cat((angles, angles), dim=-1)[:, None]
+        rotary = _RotaryAttention(
+            angles_N1h.cos().to(hidden_ND.dtype), angles_N1h.sin().to(hidden_ND.dtype), attention
+        )
+        for layer in self.layers:
+            hidden_ND = layer(hidden_ND, rotary)
+        return self.norm(hidden_ND)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix [V, D]: the embedding itself where the two are tied."""
+        return self.embed if self.head is None else self.head
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """The logits [N, V], ids from `valid_vocab` on included and unmasked."""
+        return F.linear(hidden_ND, self.head_weight)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int, std: float = 0.02) -> Decoder:
+        """This model with fresh weights: normal matrices, norms one, biases zero.
+
+        The matrices that write into the residual stream are drawn narrower by sqrt(2 layers)
+        (Radford et al. 2019). The same seed gives the same weights on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        narrow = std / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                spread = narrow if name.endswith((".o.weight", ".down.weight")) else std
+                drawn = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
+                parameter.copy_(drawn)
+            else:
+                parameter.fill_(1.0 if "norm" in name else 0.0)
+        return self
+
+
+def _matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, columns, dtype=dtype, device=device))
+
+
+def load_model(
+    name_or_dir: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Decoder:
+    """The decoder of an embedded model, a Hugging Face directory or a hub id, ready to run.
+
+    `device`: None takes the GPU where there is one. `dtype`: a floating dtype or its name; None
+    is float32 on the CPU and bfloat16 on a GPU, "auto" is the one that config.json names.
+    Raises UsageError as `resolve_model`, `DecoderConfig.from_hf`, `load_weights` and
+    `load_tokenizer` do.
+    """
+    from fastrl.tokenizer import load_tokenizer
+    from fastrl.weights import load_weights, read_json
+
+    directory = resolve_model(name_or_dir)
+    values = read_json(directory / "config.json")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config = DecoderConfig.from_hf(values)
+    model = Decoder(config, dtype=_dtype(dtype, values, device), device=device)
+    model.valid_vocab = min(load_tokenizer(directory).valid_vocab, config.vocab_size)
+    load_weights(model, directory)
+    return model
+
+
+def _dtype(
+    dtype: torch.dtype | str | None, values: Mapping[str, Any], device: torch.device
+) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype == "auto":
+        dtype = values.get("dtype") or values.get("torch_dtype") or "float32"
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    allowed = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+    if found not in allowed:
+        raise UsageError(
+            f"dtype is {dtype!r}, which is none of 'float32', 'bfloat16', 'float16', 'float64' "
+            "and 'auto': name one of these"
+        )
+    return found
+
+
+def resolve_model(name_or_dir: str | Path) -> Path:
+    """The local directory of a model: the embedded one's, the one given, or the hub's snapshot.
+
+    A hub id ORG/NAME is downloaded once into huggingface_hub's cache: JSON, safetensors and the
+    tokenizer's files, no pickle. Raises UsageError where there is no such model.
+    """
+    name = str(name_or_dir)
+    if name.partition(":")[0] == "embedded":
+        from fastrl.embedded import model_dir
+
+        return model_dir(name)
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise UsageError(
+                f"{directory} holds no config.json: give a Hugging Face model directory with "
+                "config.json, *.safetensors and the tokenizer's files"
+            )
+        return directory
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(
+            f"there is no model {name!r}: give 'embedded', an existing directory, or a hub id of "
+            "the form ORG/NAME"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"model {name!r} is no directory here and could not be had from the hub ({reason}): "
+            "check the name and the network, or give a local directory"
+        ) from error

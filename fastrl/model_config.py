@@ -1,0 +1,197 @@
+"""The shapes of a decoder, read from a Hugging Face config.json: what runs here, what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrl.errors import UsageError
+
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """The frequency scaling of Llama 3.1 (Dubey et al. 2024); names as in config.json."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shapes and constants of a decoder."""
+
+    family: str  # "llama", "qwen2" or "qwen3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int  # the longest sequence, prompt and response, in tokens
+    tie_embeddings: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: Llama3Scaling | None = None
+    eps: float = 1e-6
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.family in FAMILIES, self.family
+        if self.num_heads % self.num_kv_heads:
+            raise UsageError(
+                f"num_attention_heads is {self.num_heads}, which is no multiple of "
+                f"num_key_value_heads, {self.num_kv_heads}: mend config.json"
+            )
+        if self.head_dim % 2:
+            raise UsageError(
+                f"head_dim is {self.head_dim}, but the rotary embedding turns pairs: "
+                "it has to be even in config.json"
+            )
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> DecoderConfig:
+        """The shapes named by a Hugging Face `config.json`, with transformers' defaults.
+
+        Raises UsageError for another architecture and for settings that change the mathematics in
+        a way this decoder lacks. `attention_dropout` is ignored: nothing here drops anything.
+        """
+        family = values.get("model_type")
+        architectures = values.get("architectures") or [FAMILIES.get(str(family))]
+        if family not in FAMILIES or architectures != [FAMILIES[family]]:
+            raise UsageError(
+                f"the model is of type {family!r} with architecture {architectures[0]!r}, which "
+                f"fastrl cannot run: use a model of {', '.join(FAMILIES.values())}"
+            )
+        _refuse_other_mathematics(values)
+        try:
+            hidden_size, num_heads = values["hidden_size"], values["num_attention_heads"]
+            theta, scaling = _rope_from_hf(values)
+            bias = bool(values.get("attention_bias", False)) and family != "qwen2"
+            return cls(
+                family=family,
+                vocab_size=values["vocab_size"],
+                hidden_size=hidden_size,
+                intermediate_size=values["intermediate_size"],
+                num_layers=values["num_hidden_layers"],
+                num_heads=num_heads,
+                num_kv_heads=values.get("num_key_value_heads") or num_heads,
+                head_dim=(family != "qwen2" and values.get("head_dim"))
+                or (128 if family == "qwen3" else hidden_size // num_heads),
+                max_position=values["max_position_embeddings"],
+                tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+                rope_theta=theta,
+                rope_scaling=scaling,
+                eps=values.get("rms_norm_eps", 1e-6),
+                qkv_bias=bias or family == "qwen2",
+                o_bias=bias,
+                mlp_bias=family == "llama" and bool(values.get("mlp_bias", False)),
+                qk_norm=family == "qwen3",
+            )
+        except KeyError as error:
+            raise UsageError(
+                f"config.json lacks {error.args[0]!r}, which a {family} model needs: "
+                "take the model's own config.json"
+            ) from None
+
+    def to_hf(self, **extra: Any) -> dict[str, Any]:
+        """The `config.json` that transformers reads for these shapes, with `extra` keys added."""
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_scaling is not None:
+            rope |= vars(self.rope_scaling) | {"rope_type": "llama3"}
+        values: dict[str, Any] = {
+            "architectures": [FAMILIES[self.family]],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_position,
+            "tie_word_embeddings": self.tie_embeddings,
+            "rope_parameters": rope,
+            "rms_norm_eps": self.eps,
+        }
+        if self.family != "qwen2":
+            values["attention_bias"] = self.qkv_bias
+        if self.family == "llama":
+            values["mlp_bias"] = self.mlp_bias
+        return values | extra
+
+
+def _refuse_other_mathematics(values: Mapping[str, Any]) -> None:
+    activation = values.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UsageError(
+            f"hidden_act is {activation!r} in config.json, but fastrl's decoder has only 'silu': "
+            "use a model with it"
+        )
+    sliding = [kind for kind in values.get("layer_types") or () if kind != "full_attention"]
+    if values.get("use_sliding_window") or sliding:
+        raise UsageError(
+            "config.json asks for sliding-window attention, but fastrl's decoder attends to the "
+            "whole sequence: use a model with use_sliding_window false"
+        )
+    if values.get("quantization_config"):
+        raise UsageError(
+            "the weights are quantised (config.json has a quantization_config), but fastrl trains "
+            "fp32, bf16 and fp16 weights: use the unquantised model"
+        )
+
+
+def _rope_from_hf(values: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
+    # transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta", values.get("rope_theta", 10_000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
+    if kind not in ("default", "llama3") or partial != 1.0:
+        what = f"rope type {kind!r}" if partial == 1.0 else f"partial_rotary_factor {partial}"
+        raise UsageError(
+            f"config.json asks for {what}, but fastrl's decoder has only 'default' and 'llama3' "
+            "over the whole head: use a model with one of these"
+        )
+    if kind == "default":
+        return theta, None
+    return theta, Llama3Scaling(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def rotary_frequencies(config: DecoderConfig) -> Tensor:
+    """The rotary embedding's angle per position of each pair of channels: fp32 [h / 2].
+
+    Su et al. 2021; with `rope_scaling` long wavelengths are divided by `factor`, short ones kept,
+    and those between are interpolated, as in Llama 3.1.
+    """
+    # in fp32 throughout, as transformers does: these very roundings are part of the trained model
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if (scaling := config.rope_scaling) is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    context = scaling.original_max_position_embeddings
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = ((context / wavelengths - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - keep) * frequencies / scaling.factor + keep * frequencies

@@ -1,0 +1,104 @@
+"""Text to token ids and back, with the model's own chat template and end tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastrl.errors import UsageError
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    `eos_token_ids`: every token that ends a response, ascending: those of the generation
+    configuration, of config.json and of the tokenizer itself. `valid_vocab`: one more than the
+    greatest id that stands for a token, added tokens included.
+    """
+
+    def __init__(self, inner: Any, eos_token_ids: Sequence[int], name: str) -> None:
+        self.inner = inner
+        self.name = name
+        self.eos_token_ids = tuple(sorted(set(eos_token_ids)))
+        self.valid_vocab = max(inner.get_vocab().values()) + 1
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation through the chat template, the generation prompt included.
+
+        The template writes its own special tokens: none is added. Raises UsageError without a
+        chat template, where the template refuses the messages, and where the result begins with
+        two beginning-of-sequence tokens.
+        """
+        from jinja2 import TemplateError
+
+        if not self.inner.chat_template:
+            raise UsageError(
+                f"the tokenizer of {self.name} has no chat template: use an instruction-tuned "
+                "model, or put a chat_template.jinja into its directory"
+            )
+        try:
+            text = self.inner.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f"the chat template of {self.name} refuses the messages ({error}): "
+                "give roles that it knows, in its order"
+            ) from error
+        token_ids = self.encode(text)
+        bos = self.inner.bos_token_id
+        if bos is not None and token_ids[:2] == [bos, bos]:
+            raise UsageError(
+                f"the chat template of {self.name} begins with two {self.inner.bos_token!r}: "
+                "write the beginning-of-sequence token once, in the template only"
+            )
+        return token_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, no special token added."""
+        return self.inner.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out and spaces left as they are."""
+        return self.inner.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Write the tokenizer's files, chat template included, into `directory`."""
+        self.inner.save_pretrained(str(directory))
+
+
+def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
+    """The tokenizer of an embedded model, a Hugging Face directory or a hub id.
+
+    Raises UsageError where there is no such model or no tokenizer in it, and as `resolve_model`.
+    """
+    from transformers import AutoTokenizer
+
+    from fastrl.model import resolve_model
+    from fastrl.weights import read_json
+
+    directory = resolve_model(name_or_dir)
+    if not any(
+        (directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    ):
+        raise UsageError(
+            f"{directory} holds no tokenizer: put the model's tokenizer.json and "
+            "tokenizer_config.json there"
+        )
+    try:
+        inner = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"the tokenizer in {directory} cannot be loaded ({reason}): fetch the model's "
+            "tokenizer.json and tokenizer_config.json again"
+        ) from error
+    eos: set[int] = set() if inner.eos_token_id is None else {inner.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (directory / name).is_file():
+            found = read_json(directory / name).get("eos_token_id")
+            eos.update([found] if isinstance(found, int) else found or [])
+    return Tokenizer(inner, sorted(eos), str(directory))

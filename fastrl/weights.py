@@ -1,0 +1,199 @@
+"""Hugging Face weights into and out of a decoder: safetensors only, names split and joined."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fastrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastrl.model import Decoder
+
+# what a saved model takes over from its source, beside config.json
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+)
+
+
+def _data(parameter: nn.Parameter) -> Tensor:
+    return parameter.data
+
+
+def hf_tensors(model: Decoder, read: Callable[[nn.Parameter], Tensor] = _data) -> dict[str, Tensor]:
+    """Hugging Face names to views of the model's parameters, the fused ones split by rows.
+
+    Writing to a view writes to the model. `read` chooses what is viewed: the values (default),
+    or anything of the same shape, such as the gradient. A tied head is not listed twice.
+    """
+    config = model.config
+    heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+    qkv_rows = [count * config.head_dim for count in heads]
+    mlp_rows = [config.intermediate_size] * 2
+    tensors = {"model.embed_tokens.weight": read(model.embed)}
+    for index, layer in enumerate(model.layers):
+        names = {
+            "qkv": (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], qkv_rows),
+            "o": (["self_attn.o_proj"], None),
+            "gate_up": (["mlp.gate_proj", "mlp.up_proj"], mlp_rows),
+            "down": (["mlp.down_proj"], None),
+            "q_norm": (["self_attn.q_norm"], None),
+            "k_norm": (["self_attn.k_norm"], None),
+            "attention_norm": (["input_layernorm"], None),
+            "mlp_norm": (["post_attention_layernorm"], None),
+        }
+        for name, parameter in layer.named_parameters():
+            module, _, kind = name.rpartition(".")
+            parts, rows = names[module]
+            values = read(parameter)
+            pieces = [values] if rows is None else values.split(rows)
+            for part, piece in zip(parts, pieces, strict=True):
+                tensors[f"model.layers.{index}.{part}.{kind}"] = piece
+    tensors["model.norm.weight"] = read(model.norm.weight)
+    if model.head is not None:
+        tensors["lm_head.weight"] = read(model.head)
+    return tensors
+
+
+@torch.no_grad()
+def load_weights(model: Decoder, directory: str | Path) -> None:
+    """Fill `model` from a directory's safetensors, one tensor at a time, cast to its dtype.
+
+    Raises UsageError where weights are missing, unexpected, misshapen, not floating point or
+    unreadable, or stored as pickle only; the model is then unusable.
+    """
+    directory = Path(directory)
+    slots = hf_tensors(model)
+    missing = set(slots)
+    unexpected = []
+    tied = None
+    for path in _weight_files(directory):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118  (not a mapping)
+                    if name in slots:
+                        _fill(slots[name], file, name, path)
+                        missing.discard(name)
+                    elif name == "lm_head.weight":
+                        tied = file.get_tensor(name)
+                    elif not name.endswith("rotary_emb.inv_freq"):  # old Llama files store it
+                        unexpected.append(name)
+        except SafetensorError as error:
+            raise UsageError(
+                f"{path} cannot be read as safetensors ({error}): fetch or save the file again"
+            ) from None
+    if unexpected:
+        raise UsageError(
+            f"{directory} holds weights that a {model.config.family} decoder of its config.json "
+            f"has no place for, {_some(unexpected)}: give the config.json that belongs to them"
+        )
+    if missing:
+        hint = (
+            "set tie_word_embeddings to true in config.json if the head is the embedding"
+            if missing == {"lm_head.weight"}
+            else "give a complete model directory"
+        )
+        raise UsageError(f"{directory} lacks the weights {_some(sorted(missing))}: {hint}")
+    if tied is not None and not torch.equal(tied.to(model.embed), model.embed):
+        raise UsageError(
+            f"{directory} stores an lm_head.weight that differs from model.embed_tokens.weight, "
+            "while config.json ties the two: set tie_word_embeddings to false there"
+        )
+
+
+def _fill(slot: Tensor, file: Any, name: str, path: Path) -> None:
+    piece = file.get_slice(name)
+    shape = tuple(piece.get_shape())
+    if shape != tuple(slot.shape):
+        raise UsageError(
+            f"{name} in {path} has shape {list(shape)}, but config.json makes it "
+            f"{list(slot.shape)}: give the config.json that belongs to these weights"
+        )
+    if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+        raise UsageError(
+            f"{name} in {path} is stored as {piece.get_dtype()}, but fastrl reads F64, F32, F16 "
+            "and BF16: use the unquantised model"
+        )
+    slot.copy_(file.get_tensor(name))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if single.is_file():  # transformers' order: a single file goes before an index
+        return [single]
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UsageError(f"{index} has no weight_map: fetch or save the model again")
+        paths = [directory / name for name in sorted(set(weight_map.values()))]
+        if absent := [path.name for path in paths if not path.is_file()]:
+            raise UsageError(
+                f"{directory} lacks {_some(absent)}, which {index.name} names: "
+                "fetch the missing files"
+            )
+        return paths
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
+        raise UsageError(
+            f"{directory} has its weights as pickle only, which fastrl never reads: convert them "
+            "with transformers, AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+        )
+    raise UsageError(
+        f"{directory} holds no weights: it needs model.safetensors, or "
+        "model.safetensors.index.json and the files it names"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; UsageError where the file is absent or holds none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}: give a Hugging Face model directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not JSON ({error}): fetch or save it again") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no JSON object: fetch or save it again")
+    return values
+
+
+def save_model(model: Decoder, source_dir: str | Path, out_dir: str | Path) -> None:
+    """Write a directory that transformers' `from_pretrained` loads.
+
+    Weights go to one model.safetensors under Hugging Face's names in the model's dtype;
+    config.json (its dtype updated), the generation configuration and the tokenizer's files come
+    from `source_dir`. Other files in `out_dir` are left alone.
+    """
+    source, out = Path(source_dir), Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    config = read_json(source / "config.json")
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(model.embed.dtype).removeprefix("torch.")
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in COMPANIONS:
+        if (source / name).is_file() and source.resolve() != out.resolve():
+            shutil.copyfile(source / name, out / name)
+    tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
