@@ -1,0 +1,36 @@
+# The two commands: `make train`, `make test`. Both set up first, in .venv unless VENV names another.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+RUN_DIR ?= runs/sharpen-$(shell date +%Y%m%d-%H%M%S)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fastrl-installed
+
+.PHONY: train test lint soak clean
+
+train: $(STAMP)
+	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
+
+test: $(STAMP)
+	$(BIN)/pytest -q -m "not slow"
+
+soak: $(STAMP)
+	$(BIN)/pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# An environment that already has torch keeps it; a new one gets the pinned build first, so that no
+# other package's wish for torch decides.
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
+	  || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf build *.egg-info fastrl/*.so $(STAMP)

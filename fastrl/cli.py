@@ -1,0 +1,213 @@
+"""The command line: fastrl train | resume | eval | grade | doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fastrl import __version__, config
+from fastrl.errors import UsageError
+
+OK, FAILED, USAGE, STOPPED = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are the user's mistakes, in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code that DESIGN-conforming callers rely on.
+
+    0 every step ran; 1 a failure of ours; 2 the user's mistake; 3 stopped on request, resumable.
+    """
+    parser = Parser(
+        prog="fastrl", description="Reinforcement learning towards a named distribution."
+    )
+    parser.add_argument("--version", action="version", version=f"fastrl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    _add(commands, "train", train_command, "train a model", add_train)
+    _add(
+        commands, "resume", resume_command, "continue a run from its newest checkpoint", add_resume
+    )
+    _add(commands, "eval", eval_command, "pass@k, maj@k and accuracy of a model or run", add_eval)
+    _add(commands, "grade", grade_command, "grade the predictions in a JSONL file", add_grade)
+    _add(
+        commands,
+        "doctor",
+        doctor_command,
+        "what is installed and which path is used",
+        lambda p: None,
+    )
+    try:
+        known, rest = parser.parse_known_args(arguments)
+        if known.command is None:
+            parser.print_help()
+            return USAGE
+        if rest and known.command != "train":
+            raise UsageError(f"unexpected argument {rest[0]!r}; see fastrl {known.command} --help")
+        return known.run(known, rest)
+    except UsageError as error:
+        print(f"fastrl: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("fastrl: interrupted", file=sys.stderr)
+        return FAILED
+
+
+def _add(commands, name: str, run: Callable, help: str, add: Callable) -> None:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    add(parser)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "fastrl train [CONFIG.toml] [--objective sharpen|task|tilted] [--table.key VALUE ...]"
+    )
+    parser.epilog = config.help_text()
+    parser.add_argument(
+        "--help-metrics", action="store_true", help="every metric, its unit and meaning"
+    )
+
+
+def train_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl train: a new run, from the first step to the final table."""
+    if known.help_metrics:
+        from fastrl.metrics import help_text
+
+        print(help_text())
+        return OK
+    settings = config.Config()
+    if rest and not rest[0].startswith("--"):
+        settings = config.read_toml(rest.pop(0))
+    settings = config.parse_overrides(settings, rest)
+    from fastrl.run import start
+
+    return _run(lambda say: start(settings))
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+
+
+def resume_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl resume: continue the run in RUN_DIR."""
+    from fastrl.run import resume
+
+    return _run(lambda say: resume(known.run_dir, say))
+
+
+def _run(make: Callable) -> int:
+    from fastrl.curves import draw_curves
+    from fastrl.display import Display, final_table
+    from fastrl.train import Stopped, train
+
+    started = time.perf_counter()
+    run = make(lambda line: print(line, file=sys.stderr))
+    objective, files = run.objective, run.directory
+    title = f"{objective.name} ({objective.study_name}): converges to {objective.target}"
+    print(title, flush=True)
+    with Display(run.step, run.config.train.max_steps) as display:
+        display.say(
+            f"model {run.config.model.name}, data {run.config.data.source}, run in {files.path}"
+        )
+        for line in run.prompts.report():
+            display.say(line)
+        if run.step == 0:
+            display.phase("evaluate")
+            for split in ("validation", "test"):
+                if getattr(run, split):
+                    run.evaluate(split)
+        try:
+            train(run, display)
+        except Stopped as stop:
+            display.say(f"stopped after step {stop}; continue with: fastrl resume {files.path}")
+            return STOPPED
+        if run.test:
+            display.phase("evaluate")
+            run.evaluate("test")
+    draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
+    tests = [e for e in files.read_evaluations() if e["split"] == "test"]
+    places = [
+        ("model", str(files.checkpoints / f"step_{run.step}")),
+        ("metrics", str(files.metrics)),
+        ("completions", str(files.completions)),
+        ("picture", str(files.curves)),
+    ]
+    if len(tests) >= 2:
+        for table in final_table(tests[0], tests[-1], places):
+            display.console.print(table)
+    else:
+        for name, path in places:
+            print(f"{name:<12} {path}")
+    print(f"{run.config.train.max_steps} steps, {time.perf_counter() - started:.0f} s")
+    return OK
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_OR_RUN_OR_CHECKPOINT")
+    parser.add_argument("--data", default="embedded", metavar="SPEC", help="as for train")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="responses a prompt")
+    parser.add_argument("--prompts", type=int, default=500, metavar="N", help="at most N; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of the samples")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--max-tokens", type=int, default=0, help="0: the run's, else 64")
+    parser.add_argument("--completions", metavar="FILE.jsonl", help="also write every response")
+    parser.add_argument("--out", metavar="FILE.json", help="write the result there")
+
+
+def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl eval: sample, grade and report with intervals."""
+    from fastrl.evaluate import evaluate_model
+
+    summary = evaluate_model(known)
+    text = json.dumps(summary, indent=1)
+    if known.out:
+        Path(known.out).write_text(text + "\n")
+    print(text)
+    return OK
+
+
+def add_grade(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", help="objects with prediction and gold; - is stdin"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="- is stdout")
+
+
+def grade_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl grade: add correct, answer and reason to every object of a JSONL file."""
+    from fastrl.grading import grade_file
+
+    summary = grade_file(known.file, known.out)
+    print(summary, file=sys.stderr)
+    return USAGE if summary.bad_lines else OK
+
+
+def doctor_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl doctor: versions, devices and the paths in use."""
+    from fastrl.doctor import report
+
+    for name, value in report():
+        print(f"{name:<14} {value}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

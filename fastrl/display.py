@@ -1,0 +1,119 @@
+"""What a run shows while it works, and the table at its end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
+
+
+class Display:
+    """A live line on a terminal: step, accuracy, KL, length, tokens/s, time left; else plain lines."""
+
+    def __init__(self, start: int, total: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.total = total
+        self.stop_requested = False
+        self.every = max(1, total // PLAIN_LINES)
+        self.progress = Progress(
+            TextColumn("{task.fields[phase]:<9}"),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(
+            "", total=total, completed=start, phase="starting", figures=""
+        )
+
+    def __enter__(self) -> Display:
+        self.handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+        self.say("stopping after this step; once more stops at once")
+
+    def phase(self, name: str) -> None:
+        """Say which phase is under way."""
+        self.progress.update(self.task, phase=name)
+
+    def say(self, text: str) -> None:
+        """Print a line above the live one."""
+        self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """Show a finished step."""
+        figures = step_figures(metrics)
+        self.progress.update(self.task, completed=metrics["step"], figures=figures)
+        last = metrics["step"] == self.total
+        if not self.console.is_terminal and (metrics["step"] % self.every == 0 or last):
+            self.say(f"step {metrics['step']}/{self.total}  {figures}")
+
+
+def step_figures(metrics: Mapping[str, Any]) -> str:
+    """The figures of a step in one short line."""
+    seconds = sum(v for k, v in metrics.items() if k.startswith("seconds_"))
+    return (
+        f"accuracy {share(metrics['task_accuracy'])}  KL {metrics['kl']:.2f}  "
+        f"length {metrics['length_mean']:.1f}  "
+        f"{metrics['tokens_sampled'] / seconds:,.0f} tokens/s  {seconds:.2f} s/step"
+    )
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(summary: Mapping[str, Any]) -> str:
+    """An accuracy with its 95 % interval."""
+    low, high = summary["ci95"]
+    return f"{share(summary['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def final_table(
+    base: Mapping[str, Any], trained: Mapping[str, Any], files: Sequence[tuple[str, str]]
+) -> tuple[Table, Table]:
+    """Base against trained on the test split, and where the files are."""
+    table = Table(title=f"test split: {trained['num_prompts']} prompts x {trained['num_samples']}")
+    table.add_column("")
+    for name in ("base", "trained"):
+        table.add_column(name, justify="right")
+    table.add_row("accuracy, 95 % interval", interval(base), interval(trained))
+    samples = trained["num_samples"]
+    for key in (f"pass@{samples}", f"maj@{samples}"):
+        if samples > 1 and key in trained:
+            table.add_row(key, share(base[key]), share(trained[key]))
+    table.add_row("KL to the base, nats a response", "0", f"{trained['kl']:.2f}")
+    table.add_row(
+        "mean length, tokens", f"{base['length_mean']:.1f}", f"{trained['length_mean']:.1f}"
+    )
+    places = Table(show_header=False, box=None)
+    for name, path in files:
+        places.add_row(name, path)
+    return table, places

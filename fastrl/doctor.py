@@ -1,0 +1,51 @@
+"""What is installed, and which path each operation takes here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+
+import torch
+
+from fastrl import __version__
+
+PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numba", "reasoning-gym")
+
+
+def report() -> list[tuple[str, str]]:
+    """Pairs of a name and a finding."""
+    rows = [
+        ("fastrl", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
+        (
+            "processor",
+            f"{platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}",
+        ),
+    ]
+    for name in PACKAGES:
+        try:
+            rows.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, "not installed"))
+    gpu = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "none: everything runs on the CPU"
+    )
+    native = importlib.util.find_spec("fastrl._C") is not None
+    rows += [
+        ("GPU", gpu),
+        ("loss", "torch (the definition)"),
+        ("attention", "training: torch's scaled_dot_product_attention over packed sequences"),
+        ("", f"sampling: {'C++ on the CPU, torch elsewhere' if native else 'torch'}"),
+        (
+            "extension",
+            (
+                "fastrl._C is built"
+                if native
+                else "fastrl._C is missing: grading cannot run; reinstall fastrl"
+            ),
+        ),
+    ]
+    return rows

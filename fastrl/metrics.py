@@ -1,0 +1,252 @@
+"""Every name in metrics.jsonl, with its unit and meaning."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastrl.objectives import Objective
+from fastrl.types import Scored
+
+if TYPE_CHECKING:
+    from fastrl.train import StepResult
+
+METRICS: dict[str, tuple[str, str]] = {
+    "step": ("count", "optimiser steps done, this one included"),
+    "objective": ("name", "the regime: sharpen, task or tilted"),
+    "task_accuracy": (
+        "share",
+        "responses that the verifier calls correct, whatever the objective; null without golds",
+    ),
+    "reward_mean": ("reward", "mean of the objective's reward R"),
+    "reward_group_std": (
+        "reward",
+        "standard deviation of R inside a group, mean over groups; falls to 0 at the optimum",
+    ),
+    "task_reward_mean": ("reward", "mean of the task reward r"),
+    "ref_logprob_sum": ("nats", "lp: mean log-likelihood of a response under the frozen reference"),
+    "policy_logprob_sum": (
+        "nats",
+        "lpi: mean log-likelihood of a response under the policy before the step",
+    ),
+    "ref_logprob_token": ("nats/token", "lp per response token"),
+    "policy_logprob_token": ("nats/token", "lpi per response token"),
+    "kl": ("nats", "KL(pi || p) of a response, k1 estimate: mean of lpi - lp"),
+    "kl_k3": (
+        "nats",
+        "the same by k3, per-token sum: mean of exp(d) - 1 - d with d = log p - log pi",
+    ),
+    "entropy": ("nats/token", "mean entropy of the policy's next-token distribution"),
+    "length_mean": ("tokens", "mean response length, end token included"),
+    "length_median": ("tokens", "median response length"),
+    "length_p5": ("tokens", "5th percentile of response length"),
+    "length_p95": ("tokens", "95th percentile of response length"),
+    "eos_share": ("share", "responses that ended by an end token or a stop string"),
+    "truncated_share": ("share", "responses cut at the length limit"),
+    "empty_answer_share": ("share", "responses without an answer in a box"),
+    "parse_rate": ("share", "responses from which an answer was read"),
+    "unique_answer_share": (
+        "share",
+        "distinct answers of a group over its responses, mean over groups",
+    ),
+    "majority_share": ("share", "share of a group's most frequent answer, mean over groups"),
+    "corr_reward_ref_logprob": (
+        "correlation",
+        "corr(r, lp) within groups, mean over groups with both varying; null if none",
+    ),
+    "cov_reward_ref_logprob": (
+        "nats",
+        "Cov(r, lp) within groups, mean over groups: the sign of what sharpening does",
+    ),
+    "groups_all_right": ("share", "groups whose task rewards are all equal and positive"),
+    "groups_all_wrong": ("share", "groups whose task rewards are all equal and not positive"),
+    "grad_norm": ("norm", "global norm of the gradient before clipping"),
+    "clip_share": ("share", "response tokens whose ratio was clipped"),
+    "lr": ("rate", "learning rate of the step"),
+    "loss": ("loss", "the loss that was minimised, divided by the step's denominator"),
+    "mismatch_kl": (
+        "nats/token",
+        "mean log-prob of the sampler minus the trainer's on the same tokens",
+    ),
+    "mismatch_max_ratio": ("ratio", "largest trainer-to-sampler probability ratio of a token"),
+    "tokens_sampled": (
+        "tokens",
+        "generated tokens of the step = trained + masked + filtered + failed",
+    ),
+    "tokens_trained": ("tokens", "in the loss, those with advantage 0 included"),
+    "tokens_masked": ("tokens", "sampled, but outside the loss"),
+    "tokens_filtered": ("tokens", "of groups dropped for lack of signal"),
+    "tokens_failed": ("tokens", "of responses cancelled, failed, or whose gold cannot be read"),
+    "seconds_sample": ("s", "sampling"),
+    "seconds_grade": ("s", "grading and reward functions"),
+    "seconds_reference": ("s", "scoring under the reference and the policy"),
+    "seconds_train": ("s", "forward, backward and optimiser step"),
+    "rollout_tokens_per_s": ("tokens/s", "generated tokens over seconds_sample"),
+    "train_tokens_per_s": ("tokens/s", "packed rows of the training pass over seconds_train"),
+    "effective_tokens_per_s": ("tokens/s", "trained tokens over the whole step's seconds"),
+    "peak_memory_bytes": (
+        "bytes",
+        "peak device memory, on a CPU peak resident memory of the process",
+    ),
+}
+
+
+def help_text() -> str:
+    """A line for every metric: name, unit, meaning."""
+    width = max(map(len, METRICS))
+    return "\n".join(f"{name:<{width}}  [{unit}] {text}" for name, (unit, text) in METRICS.items())
+
+
+def step_metrics(
+    step: int,
+    objective: Objective,
+    groups: Sequence[Sequence[Scored]],
+    result: StepResult,
+    *,
+    seconds_sample: float,
+    seconds_grade: float,
+) -> dict[str, Any]:
+    """The line of metrics.jsonl for step number `step`, counted from 1.
+
+    A value that cannot be computed (no golds, no variance) is None. Raises RuntimeError when the
+    ledger does not balance.
+    """
+    responses = [s for group in groups for s in group]
+    size = len(groups[0])
+    lengths = np.array([len(s.completion.token_ids) for s in responses])
+    ends = [s.completion.finish_reason for s in responses]
+    seconds = seconds_sample + seconds_grade + result.seconds_reference + result.seconds_train
+    ledger = token_ledger(lengths, result.roles_R)
+    metrics: dict[str, Any] = {
+        "step": step,
+        "objective": objective.name,
+        **_task_metrics(groups),
+        **_likelihood_metrics(groups, result, lengths),
+        "length_mean": float(lengths.mean()),
+        "length_median": float(np.median(lengths)),
+        "length_p5": float(np.percentile(lengths, 5)),
+        "length_p95": float(np.percentile(lengths, 95)),
+        "eos_share": ends.count("stop") / len(ends),
+        "truncated_share": ends.count("length") / len(ends),
+        "grad_norm": result.grad_norm,
+        "clip_share": result.clipped_tokens / max(1, ledger["tokens_trained"]),
+        "lr": result.lr,
+        "loss": result.loss,
+        **ledger,
+        "seconds_sample": seconds_sample,
+        "seconds_grade": seconds_grade,
+        "seconds_reference": result.seconds_reference,
+        "seconds_train": result.seconds_train,
+        "rollout_tokens_per_s": lengths.sum() / seconds_sample,
+        "train_tokens_per_s": result.rows / result.seconds_train,
+        "effective_tokens_per_s": ledger["tokens_trained"] / seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    assert size and metrics.keys() == METRICS.keys(), metrics.keys() ^ METRICS.keys()
+    return {name: _plain(metrics[name]) for name in METRICS}
+
+
+def token_ledger(lengths: np.ndarray, roles: Sequence[str]) -> dict[str, int]:
+    """Generated tokens by what became of them; raises RuntimeError unless they add up."""
+    ledger = {"tokens_sampled": int(lengths.sum())}
+    for name in ("trained", "masked", "filtered", "failed"):
+        ledger[f"tokens_{name}"] = int(lengths[[role == name for role in roles]].sum())
+    missing = 2 * ledger["tokens_sampled"] - sum(ledger.values())
+    if missing:
+        raise RuntimeError(
+            f"{missing} sampled tokens are neither trained, masked, filtered nor failed"
+        )
+    return ledger
+
+
+def peak_memory_bytes() -> int:
+    """Peak device memory with a GPU in use, else the peak resident memory of the process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: numpy scalars as Python's, a non-finite number as None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _task_metrics(groups: Sequence[Sequence[Scored]]) -> dict[str, float | None]:
+    """Verdicts and task rewards; the verifier's accuracy whatever the objective."""
+    responses = [s for group in groups for s in group]
+    verdicts = [s.grade.correct for s in responses if s.grade and s.grade.correct is not None]
+    answers = [[s.grade.answer if s.grade else None for s in group] for group in groups]
+    given = sum(a is not None for group in answers for a in group)
+    rewards = [{s.task_reward for s in group} for group in groups]
+    equal = [next(iter(r)) for r in rewards if len(r) == 1 and None not in r]
+    return {
+        "task_accuracy": _mean(verdicts),
+        "task_reward_mean": _mean([s.task_reward for s in responses if s.task_reward is not None]),
+        "empty_answer_share": 1 - given / len(responses),
+        "parse_rate": given / len(responses),
+        "unique_answer_share": _mean([len(set(group)) / len(group) for group in answers]),
+        "majority_share": _mean(
+            [max(group.count(a) for a in group) / len(group) for group in answers]
+        ),
+        "groups_all_right": sum(r > 0 for r in equal) / len(groups),
+        "groups_all_wrong": sum(r <= 0 for r in equal) / len(groups),
+    }
+
+
+def _likelihood_metrics(
+    groups: Sequence[Sequence[Scored]], result: StepResult, lengths: np.ndarray
+) -> dict[str, float | None]:
+    """Likelihoods, the objective's reward, and how far the sampler is from the trainer."""
+    scores = result.scores
+    lp, lpi = scores.ref_logprob_R, scores.policy_logprob_R
+    scored = np.isfinite(lp)
+    tokens = max(1, int(lengths[scored].sum()))
+    gaps = [(b.ref_logprobs_M - b.logprobs_M).double() for b in scores.batches]
+    drift = [(b.sampler_logprobs_M - b.logprobs_M).double() for b in scores.batches]
+    reward_PG = result.reward_R.reshape(len(groups), -1)
+    task = np.array([np.nan if s.task_reward is None else s.task_reward for g in groups for s in g])
+    covariances, correlations = _within_groups(
+        task.reshape(reward_PG.shape), lp.reshape(reward_PG.shape)
+    )
+    return {
+        "reward_mean": _mean(reward_PG[np.isfinite(reward_PG)]),
+        "reward_group_std": _mean(
+            [np.std(g[np.isfinite(g)], ddof=1) for g in reward_PG if np.isfinite(g).sum() > 1]
+        ),
+        "ref_logprob_sum": _mean(lp[scored]),
+        "policy_logprob_sum": _mean(lpi[scored]),
+        "ref_logprob_token": lp[scored].sum() / tokens,
+        "policy_logprob_token": lpi[scored].sum() / tokens,
+        "kl": _mean(lpi[scored] - lp[scored]),
+        "kl_k3": sum(float((g.exp() - 1 - g).sum()) for g in gaps) / max(1, scored.sum()),
+        "entropy": sum(float(b.entropy_M.double().sum()) for b in scores.batches) / tokens,
+        "corr_reward_ref_logprob": _mean(correlations),
+        "cov_reward_ref_logprob": _mean(covariances),
+        "mismatch_kl": sum(float(d.sum()) for d in drift) / tokens,
+        "mismatch_max_ratio": max((float((-d).exp().max()) for d in drift), default=None),
+    }
+
+
+def _within_groups(task_PG: np.ndarray, lp_PG: np.ndarray) -> tuple[list[float], list[float]]:
+    """Cov(r, lp) of every group, and corr(r, lp) of those where both vary."""
+    covariances, correlations = [], []
+    for task, lp in zip(task_PG, lp_PG, strict=True):
+        both = np.isfinite(task) & np.isfinite(lp)
+        if both.sum() < 2:
+            continue
+        covariance = float(np.cov(task[both], lp[both])[0, 1])
+        covariances.append(covariance)
+        spread = float(np.std(task[both], ddof=1) * np.std(lp[both], ddof=1))
+        if spread > 0:
+            correlations.append(covariance / spread)
+    return covariances, correlations

@@ -1,0 +1,123 @@
+"""AdamW over fp32 masters, with clipping and a warm-up; the parameters are written in `step`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from fastrl.config import OptimConfig
+from fastrl.errors import UsageError
+
+
+class Optimizer:
+    """One optimiser step: clip by global norm, set the learning rate, AdamW, round into the model.
+
+    Parameters in fp32 or fp64 are stepped themselves; those of a narrower dtype have fp32 masters,
+    kept here, that round into the model's tensors at the end of `step`.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        if len(config.betas) != 2 or not all(0 <= b < 1 for b in config.betas):
+            raise UsageError(
+                f"optim.betas is {config.betas}; give two numbers from 0 up to below 1"
+            )
+        if not (config.lr >= 0 and config.warmup_steps >= 0 and config.grad_clip >= 0):
+            raise UsageError(
+                f"optim.lr {config.lr}, warmup_steps {config.warmup_steps} and grad_clip "
+                f"{config.grad_clip} must not be negative"
+            )
+        self.config = config
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.masters = [
+            p if p.dtype in (torch.float32, torch.float64) else p.detach().float().clone()
+            for p in self.params
+        ]
+        self.adamw = torch.optim.AdamW(
+            self.masters,
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step `step` (from 0): linear warm-up, then constant."""
+        config = self.config
+        if step >= config.warmup_steps:
+            return config.lr
+        share = config.warmup_from + (1 - config.warmup_from) * step / config.warmup_steps
+        return config.lr * share
+
+    def step(self, step: int) -> float:
+        """Apply the accumulated gradients as step number `step`; returns the norm before clipping.
+
+        A gradient that is not finite changes nothing and returns the norm as it is.
+        """
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        if not math.isfinite(norm):
+            self.zero_grad()
+            return norm
+        clip = self.config.grad_clip
+        scale = clip / norm if clip and norm > clip else 1.0
+        for master, p in zip(self.masters, self.params, strict=True):
+            if p.grad is None:
+                continue
+            if master is not p:
+                master.grad = p.grad.float()
+            assert master.grad is not None
+            if scale != 1.0:
+                master.grad.mul_(scale)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr_at(step)
+        self.adamw.step()
+        with torch.no_grad():
+            for master, p in zip(self.masters, self.params, strict=True):
+                if master is not p:
+                    p.copy_(master)
+        self.zero_grad()
+        return norm
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for master, p in zip(self.masters, self.params, strict=True):
+            p.grad = None
+            master.grad = None
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """The state as named tensors: masters of narrow parameters, both moments, step counts."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, master, p in zip(self.names, self.masters, self.params, strict=True):
+            if master is not p:
+                tensors[f"master.{name}"] = master
+            for key, value in self.adamw.state.get(master, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take back what `state_tensors` gave; raises UsageError when it is another model's."""
+        used = set()
+        for name, master, p in zip(self.names, self.masters, self.params, strict=True):
+            keys = {"exp_avg", "exp_avg_sq", "step"}
+            state = {k: tensors[f"{k}.{name}"] for k in keys if f"{k}.{name}" in tensors}
+            if state and (state.keys() != keys or state["exp_avg"].shape != master.shape):
+                raise UsageError(
+                    f"the optimiser state of {name} does not fit the model's parameter"
+                )
+            used |= {f"{k}.{name}" for k in state}
+            if state:
+                self.adamw.state[master] = {
+                    k: v.clone() if k == "step" else v.to(master.device, copy=True)
+                    for k, v in state.items()
+                }
+            if master is not p:
+                if f"master.{name}" not in tensors:
+                    raise UsageError(f"the optimiser state has no master weights of {name}")
+                used.add(f"master.{name}")
+                with torch.no_grad():
+                    master.copy_(tensors[f"master.{name}"])
+        if extra := sorted(set(tensors) - used):
+            raise UsageError(f"the optimiser state holds {extra[0]!r}, which the model has not")

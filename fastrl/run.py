@@ -1,0 +1,286 @@
+"""A run put together from its configuration, new or resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrl.checkpoint import (
+    TrainerState,
+    newest_valid,
+    read_optimizer,
+    read_state,
+    weights_sha256,
+    write_checkpoint,
+)
+from fastrl.config import Config, read_toml
+from fastrl.errors import UsageError
+from fastrl.evaluate import evaluate
+from fastrl.losses import LossSpec
+from fastrl.model import Decoder, load_model, resolve_model
+from fastrl.objectives import Objective, check_contradictions
+from fastrl.optim import Optimizer
+from fastrl.prompts import Example, PromptStream, load_examples
+from fastrl.rewards import Rewarder
+from fastrl.run_directory import RunDirectory
+from fastrl.sampler import Sampler, SamplingParams
+from fastrl.tokenizer import Tokenizer, load_tokenizer
+from fastrl.train import Learner
+from fastrl.weights import save_model
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with."""
+
+    config: Config
+    directory: RunDirectory
+    objective: Objective
+    learner: Learner
+    tokenizer: Tokenizer
+    sampler: Sampler
+    sampling: SamplingParams
+    prompts: PromptStream
+    rewarder: Rewarder
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    step: int  # optimiser steps done
+    tokens_sampled: int
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Evaluate the policy as it is on "validation" or "test" and add the line to eval.jsonl."""
+        examples = self.validation if split == "validation" else self.test
+        params = replace(
+            self.sampling, n=self.config.eval.samples, temperature=1.0, ignore_eos=False
+        )
+        evaluation = evaluate(
+            self.sampler,
+            self.tokenizer,
+            examples,
+            params,
+            seed=self.config.train.seed,
+            step=0,  # the same random numbers at every step: comparisons are paired
+        )
+        line = {"step": self.step, "split": split, **evaluation.summary()}
+        self.directory.add_evaluation(line)
+        return line
+
+    def save_checkpoint(self) -> Path:
+        """Write checkpoints/step_N of the state as it is."""
+        policy = self.learner.policy
+        assert isinstance(policy, Decoder)
+        return write_checkpoint(
+            self.directory.checkpoints,
+            lambda path: save_model(policy, resolve_model(self.config.model.name), path),
+            self.learner.optimizer,
+            TrainerState(self.step, self.prompts.position, self.tokens_sampled),
+        )
+
+
+def loss_spec(config: Config) -> tuple[LossSpec, str]:
+    """The loss and the name of the advantage estimator that the configuration asks for."""
+    loss = config.loss
+    if loss.preset:
+        return LossSpec.preset(loss.preset), "rloo"
+    kl = {} if loss.kl == "none" else {"kl_estimator": loss.kl, "kl_coef": loss.kl_coef}
+    correction = (
+        {}
+        if loss.sampler_correction == "none"
+        else {
+            "sampler_correction": loss.sampler_correction,
+            "sampler_correction_cap": loss.sampler_correction_cap,
+        }
+    )
+    return (
+        LossSpec(
+            loss=loss.loss,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            loss_agg_mode=loss.loss_agg_mode,
+            entropy_coef=loss.entropy_coef,
+            on_policy=True,
+            **kl,
+            **correction,
+        ),
+        loss.advantage,
+    )
+
+
+def check_numbers(config: Config) -> None:
+    """Raise UsageError for counts and lengths that no run can have."""
+    sampling, train = config.sampling, config.train
+    for key, value, least in (
+        ("sampling.prompts_per_step", sampling.prompts_per_step, 1),
+        ("sampling.responses_per_prompt", sampling.responses_per_prompt, 2),
+        ("sampling.max_tokens", sampling.max_tokens, 1),
+        ("train.max_steps", train.max_steps, 1),
+        ("train.max_tokens_per_batch", train.max_tokens_per_batch, 1),
+        ("train.seed", train.seed, 0),
+        ("train.threads", train.threads, 0),
+        ("eval.prompts", config.eval.prompts, 0),
+        ("eval.samples", config.eval.samples, 1),
+        ("eval.every", config.eval.every, 0),
+        ("eval.test_prompts", config.eval.test_prompts, 0),
+        ("checkpoint.every", config.checkpoint.every, 0),
+        ("data.max_prompt_tokens", config.data.max_prompt_tokens, 0),
+        ("data.limit", config.data.limit, 0),
+        ("sampling.max_total_tokens", sampling.max_total_tokens, 0),
+        ("sampling.num_blocks", sampling.num_blocks, 0),
+        ("sampling.block_size", sampling.block_size, 1),
+    ):
+        if value < least:
+            reason = (
+                " (one response has no baseline)" if key.endswith("responses_per_prompt") else ""
+            )
+            raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
+
+
+def longest_prompt(config: Config, max_position: int) -> int:
+    """The prompt length that leaves room for a whole response, in tokens.
+
+    Raises UsageError when the configured lengths cannot fit the context or the cache.
+    """
+    sampling, asked = config.sampling, config.data.max_prompt_tokens
+    total = min(sampling.max_total_tokens or max_position, max_position)
+    if sampling.max_total_tokens > max_position:
+        raise UsageError(
+            f"sampling.max_total_tokens is {sampling.max_total_tokens}, over the model's context of"
+            f" {max_position} tokens; lower it"
+        )
+    pool = sampling.num_blocks * sampling.block_size
+    if pool and (asked or 1) + sampling.max_tokens > pool:
+        raise UsageError(
+            f"a prompt of {asked or 1} and a response of {sampling.max_tokens} tokens do not fit"
+            f" the cache of {sampling.num_blocks} blocks x {sampling.block_size}; raise"
+            " sampling.num_blocks or lower sampling.max_tokens"
+        )
+    room = min(total, pool or total) - sampling.max_tokens
+    if room < 1 or asked > room:
+        raise UsageError(
+            f"prompts of up to {max(asked, 1)} tokens and sampling.max_tokens {sampling.max_tokens}"
+            f" do not fit the {total} tokens in all (the model's context is {max_position}); lower"
+            " sampling.max_tokens or data.max_prompt_tokens"
+        )
+    return asked or room
+
+
+def start(config: Config) -> Run:
+    """A new run: refuses what contradicts itself before any work, then makes its directory."""
+    objective = check_contradictions(config)
+    check_numbers(config)
+    name = config.model.name
+    model_path = resolve_model(name)
+    digest = weights_sha256(model_path)
+    if config.model.sha256 and config.model.sha256 != digest:
+        raise UsageError(
+            f"the weights of {name} have the SHA-256 {digest[:12]}..., not the"
+            f" {config.model.sha256[:12]}... of the configuration; give the model the run was"
+            " made for"
+        )
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())
+    config = replace(config, model=replace(config.model, name=name, sha256=digest))
+    run = _assemble(config, objective, policy_path=model_path)
+    run.directory = RunDirectory.create(config)
+    return run
+
+
+def resume(path: str | Path, say: Callable[[str], None]) -> Run:
+    """The run in `path` at its newest whole checkpoint, its later records dropped."""
+    directory = RunDirectory.open(path)
+    config = read_toml(directory.config)
+    checkpoint, skipped = newest_valid(directory.checkpoints)
+    for line in skipped:
+        say(line)
+    model_path = resolve_model(config.model.name)
+    if weights_sha256(model_path) != config.model.sha256:
+        raise UsageError(
+            f"the reference {config.model.name} is not the model that this run started from (its "
+            "SHA-256 differs); put the original weights back"
+        )
+    state = read_state(checkpoint) if checkpoint else TrainerState(0, 0, 0)
+    run = _assemble(config, check_contradictions(config), policy_path=checkpoint or model_path)
+    run.directory = directory
+    if checkpoint:
+        read_optimizer(checkpoint, run.learner.optimizer)
+    run.step, run.tokens_sampled = state.step, state.tokens_sampled
+    run.prompts.position = state.prompts_drawn
+    directory.cut_back(state.step if checkpoint else -1)
+    return run
+
+
+def _assemble(config: Config, objective: Objective, policy_path: Path) -> Run:
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    device = config.model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    spec, advantage = loss_spec(config)
+    rewarder = Rewarder(config.reward)
+    policy = load_model(policy_path, dtype=dtype, device=device)
+    reference = load_model(config.model.name, dtype=dtype, device=device).requires_grad_(False)
+    tokenizer = load_tokenizer(config.model.name)
+    sampling = config.sampling
+    data = config.data
+    room = longest_prompt(config, policy.config.max_position)
+
+    def examples(split: str, limit: int) -> list[Example]:
+        source = data.source if split == "train" else data.eval_source or data.source
+        return load_examples(
+            source,
+            split=split,
+            seed=config.train.seed,
+            limit=limit or None,
+            template=data.template or None,
+            task_args=data.task_args,
+        )
+
+    return Run(
+        config=config,
+        directory=RunDirectory(Path()),
+        objective=objective,
+        learner=Learner(
+            policy=policy,
+            reference=reference,
+            objective=objective,
+            spec=spec,
+            advantage=advantage,
+            optimizer=Optimizer(policy, config.optim),
+            max_tokens_per_batch=config.train.max_tokens_per_batch,
+            max_response_tokens=sampling.max_tokens,
+            drop_groups_without_signal=config.loss.drop_groups_without_signal,
+        ),
+        tokenizer=tokenizer,
+        sampler=Sampler(
+            policy,
+            eos_token_ids=tokenizer.eos_token_ids,
+            tokenizer=tokenizer,
+            block_size=sampling.block_size,
+            num_blocks=sampling.num_blocks or None,
+            max_batch_tokens=sampling.max_batch_tokens,
+        ),
+        sampling=SamplingParams(
+            n=sampling.responses_per_prompt,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            stop=sampling.stop,
+            seed=config.train.seed,
+            ignore_eos=sampling.ignore_eos,
+        ),
+        prompts=PromptStream(
+            examples("train", data.limit), tokenizer, seed=config.train.seed, max_prompt_tokens=room
+        ),
+        rewarder=rewarder,
+        validation=examples("validation", config.eval.prompts) if config.eval.prompts else [],
+        test=examples("test", config.eval.test_prompts) if config.eval.test_prompts else [],
+        step=0,
+        tokens_sampled=0,
+    )

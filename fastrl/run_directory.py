@@ -1,0 +1,162 @@
+"""A run's files: configuration, metrics, evaluations, completions, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastrl.config import Config, write_toml
+from fastrl.errors import UsageError
+from fastrl.train import StepResult
+from fastrl.types import Scored
+
+
+class RunDirectory:
+    """The directory of one run; after a crash only the last line of a log can be half there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "eval.jsonl"
+        self.completions = path / "completions"
+        self.checkpoints = path / "checkpoints"
+        self.curves = path / "curves.png"
+
+    @classmethod
+    def create(cls, config: Config) -> RunDirectory:
+        """A new run directory; raises UsageError when it holds a run already or cannot be made."""
+        name = f"{config.objective.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        run = cls(Path(config.train.output_dir or Path("runs") / name))
+        if run.config.exists():
+            raise UsageError(
+                f"{run.path} already holds a run; continue it with `fastrl resume {run.path}`, "
+                "or give another --output-dir"
+            )
+        try:
+            run.completions.mkdir(parents=True, exist_ok=True)
+            run.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the run directory {run.path} cannot be made: {error.strerror}; give another"
+                " --output-dir"
+            ) from None
+        write_toml(config, run.config)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """The directory of an existing run."""
+        run = cls(Path(path))
+        if not run.config.is_file():
+            raise UsageError(f"{path} holds no run (no config.toml); give the directory of a run")
+        return run
+
+    def cut_back(self, step: int) -> None:
+        """Drop every record of a step after `step`, and a half-written last line."""
+        for path in (self.metrics, self.evaluations):
+            if not path.exists():
+                continue
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [
+                line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step
+            ]
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(b"".join(kept))
+            os.replace(partial, path)
+        for path in self.completions.glob("step_*.parquet*"):
+            if int(path.name.removeprefix("step_").split(".")[0]) > step:
+                path.unlink()
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one step to metrics.jsonl."""
+        _append(self.metrics, line)
+
+    def add_evaluation(self, line: Mapping[str, Any]) -> None:
+        """Append one evaluation to eval.jsonl."""
+        _append(self.evaluations, line)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every step so far."""
+        return _read(self.metrics)
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """Every evaluation so far."""
+        return _read(self.evaluations)
+
+    def add_completions(
+        self, step: int, groups: Sequence[Sequence[Scored]], result: StepResult
+    ) -> None:
+        """Write completions/step_N.parquet: a row a response, with tokens, log-probs and verdict."""
+        rows = []
+        for r, s in enumerate(s for group in groups for s in group):
+            rows.append(
+                {
+                    "step": step,
+                    "prompt_id": s.prompt.id,
+                    "draw": s.prompt.draw,
+                    "response": r % len(groups[0]),
+                    "prompt": s.prompt.messages[-1]["content"],
+                    "completion": s.text,
+                    "token_ids": list(s.completion.token_ids),
+                    "logprobs": list(s.completion.logprobs),
+                    "finish_reason": s.completion.finish_reason,
+                    "gold": s.prompt.answer,
+                    "answer": s.grade.answer if s.grade else None,
+                    "correct": s.grade.correct if s.grade else None,
+                    "reason": s.grade.reason if s.grade else None,
+                    "task_reward": s.task_reward,
+                    "reward": float(result.reward_R[r]),
+                    "advantage": float(result.advantage_R[r]),
+                    "ref_logprob_sum": float(result.scores.ref_logprob_R[r]),
+                    "policy_logprob_sum": float(result.scores.policy_logprob_R[r]),
+                    "role": result.roles_R[r],
+                }
+            )
+        target = self.completions / f"step_{step:06d}.parquet"
+        partial = target.with_suffix(".parquet.partial")
+        pq.write_table(pa.Table.from_pylist(rows, schema=COMPLETIONS), partial)
+        os.replace(partial, target)
+
+
+COMPLETIONS = pa.schema(
+    {
+        "step": pa.int64(),
+        "prompt_id": pa.int64(),
+        "draw": pa.int64(),
+        "response": pa.int64(),
+        "prompt": pa.string(),
+        "completion": pa.string(),
+        "token_ids": pa.list_(pa.int32()),
+        "logprobs": pa.list_(pa.float32()),
+        "finish_reason": pa.string(),
+        "gold": pa.string(),
+        "answer": pa.string(),
+        "correct": pa.bool_(),
+        "reason": pa.string(),
+        "task_reward": pa.float64(),
+        "reward": pa.float64(),
+        "advantage": pa.float64(),
+        "ref_logprob_sum": pa.float64(),
+        "policy_logprob_sum": pa.float64(),
+        "role": pa.string(),
+    }
+)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,110 @@
+"""The log-prob of every response token under policy and reference, by one function.
+
+Legend: R: responses of a step, N: packed rows, M: response rows of a packed batch, D: width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastrl import ops
+from fastrl.model import PackedAttention
+from fastrl.types import Batch, Completion
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """The response rows of one packed batch; vectors are detached, fp32 (fp64 for fp64 models)."""
+
+    responses: np.ndarray  # index of each sequence in the step's responses
+    lengths: np.ndarray  # response tokens of each sequence
+    ref_logprobs_M: torch.Tensor
+    logprobs_M: torch.Tensor  # under the policy as the trainer computes it
+    sampler_logprobs_M: torch.Tensor  # as sampled: the full softmax's less the log of the kept mass
+    entropy_M: torch.Tensor
+
+    @property
+    def cu_seqlens(self) -> torch.Tensor:
+        """int32 offsets of the sequences over the response rows."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        return torch.tensor(offsets, dtype=torch.int32, device=self.logprobs_M.device)
+
+    def repeat(self, values_R: np.ndarray) -> torch.Tensor:
+        """One entry a response as one entry a response row, [M], on the batch's device."""
+        values = torch.from_numpy(np.repeat(values_R[self.responses], self.lengths))
+        values = values.to(self.logprobs_M.dtype) if values.is_floating_point() else values
+        return values.to(self.logprobs_M.device)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """lp and lpi of every response, in nats (nan for one that was not scored), and their rows."""
+
+    batches: list[BatchScores]
+    ref_logprob_R: np.ndarray
+    policy_logprob_R: np.ndarray
+
+
+def response_rows(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states [M, D] and targets [M] of the rows that predict a response token."""
+    attention = PackedAttention(batch.cu_seqlens, batch.max_seqlen)
+    hidden_ND = model(batch.token_ids_N, batch.positions_N, attention)
+    return hidden_ND[batch.mask_N], batch.targets_N[batch.mask_N]
+
+
+def score(
+    model: nn.Module, batch: Batch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies of the response tokens of a packed batch, [M] each, no gradient."""
+    with torch.no_grad():
+        hidden_MD, targets_M = response_rows(model, batch)
+        return ops.linear_logprobs_and_entropy(
+            hidden_MD,
+            model.head_weight,
+            targets_M,
+            temperature=temperature,
+            valid_vocab=model.valid_vocab,
+        )
+
+
+def score_responses(
+    policy: nn.Module,
+    reference: nn.Module,
+    batches: Sequence[Batch],
+    completions: Sequence[Completion],
+    temperature: float,
+) -> Scores:
+    """lp and lpi of every packed response; `Batch.sequences` are indices into `completions`.
+
+    Raises FloatingPointError when a log-prob is not finite.
+    """
+    lp_R, lpi_R = (np.full(len(completions), np.nan) for _ in range(2))
+    scored = []
+    for batch in batches:
+        index = np.array(batch.sequences)
+        chosen = [completions[i] for i in index]
+        ref_M, _ = score(reference, batch, temperature)
+        logprobs_M, entropy_M = score(policy, batch, temperature)
+        sampler = np.concatenate([np.subtract(c.logprobs, c.log_kept_mass) for c in chosen])
+        rows = BatchScores(
+            responses=index,
+            lengths=np.array([len(c.token_ids) for c in chosen]),
+            ref_logprobs_M=ref_M,
+            logprobs_M=logprobs_M,
+            sampler_logprobs_M=torch.tensor(
+                sampler, dtype=logprobs_M.dtype, device=logprobs_M.device
+            ),
+            entropy_M=entropy_M,
+        )
+        starts = rows.cu_seqlens[:-1].cpu().numpy()
+        lp_R[index] = np.add.reduceat(ref_M.double().cpu().numpy(), starts)
+        lpi_R[index] = np.add.reduceat(logprobs_M.double().cpu().numpy(), starts)
+        if not (np.isfinite(lp_R[index]).all() and np.isfinite(lpi_R[index]).all()):
+            raise FloatingPointError("the log-prob of a sampled response is not finite")
+        scored.append(rows)
+    return Scores(scored, lp_R, lpi_R)

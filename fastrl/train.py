@@ -1,0 +1,254 @@
+"""The loop: prompts, sample, reward, advantage, pack, loss, step, checkpoint.
+
+Legend: P: prompts of a step, G: responses a prompt, R: all P x G responses, M: response rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastrl import ops
+from fastrl.advantages import ESTIMATORS
+from fastrl.batch import pack
+from fastrl.losses import LossSpec, loss_denominator
+from fastrl.metrics import step_metrics
+from fastrl.objectives import Objective
+from fastrl.optim import Optimizer
+from fastrl.sampler import PromptKey
+from fastrl.scoring import Scores, response_rows, score_responses
+from fastrl.types import Batch, Completion, Prompt, Scored
+
+if TYPE_CHECKING:
+    from fastrl.display import Display
+    from fastrl.run import Run
+
+TRAINED, FILTERED, FAILED = "trained", "filtered", "failed"
+
+
+class Stopped(Exception):
+    """A stop was requested; the state after step `args[0]` is on disk."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a step reads and changes."""
+
+    policy: nn.Module
+    reference: nn.Module  # frozen
+    objective: Objective
+    spec: LossSpec
+    advantage: str  # a name in advantages.ESTIMATORS
+    optimizer: Optimizer
+    max_tokens_per_batch: int  # packed rows of a micro-batch
+    max_response_tokens: int  # the constant of seq-mean-token-sum-norm
+    drop_groups_without_signal: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computed."""
+
+    roles_R: list[str]  # the ledger: "trained", "filtered" or "failed"
+    scores: Scores
+    reward_R: np.ndarray  # nan where failed
+    advantage_R: np.ndarray
+    loss: float
+    clipped_tokens: float
+    rows: int  # packed rows of the training pass
+    grad_norm: float  # before clipping
+    lr: float
+    seconds_reference: float
+    seconds_train: float
+
+
+def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) -> StepResult:
+    """One optimiser step on P groups of G scored responses; `step` counts from 0.
+
+    Raises FloatingPointError, before any update, when a log-prob is not finite.
+    """
+    started = time.perf_counter()
+    responses = [s for group in groups for s in group]
+    roles_R = assign_roles(learner, groups)
+    batches = pack_responses(learner, responses, roles_R, len(groups[0]))
+    scores = score_responses(
+        learner.policy,
+        learner.reference,
+        batches,
+        [s.completion for s in responses],
+        learner.objective.temperature,
+    )
+    scored_at = time.perf_counter()
+    reward_R = reward(learner, responses, scores)
+    advantage_R = advantage(learner, reward_R, roles_R, len(groups))
+    loss, clipped = backward(learner, batches, scores, advantage_R, roles_R)
+    grad_norm = learner.optimizer.step(step)
+    return StepResult(
+        roles_R=roles_R,
+        scores=scores,
+        reward_R=reward_R,
+        advantage_R=advantage_R,
+        loss=loss,
+        clipped_tokens=clipped,
+        rows=sum(len(b.token_ids_N) for b in batches),
+        grad_norm=grad_norm,
+        lr=learner.optimizer.lr_at(step),
+        seconds_reference=scored_at - started,
+        seconds_train=time.perf_counter() - scored_at,
+    )
+
+
+def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[str]:
+    """What becomes of each response: trained, filtered (a group without signal) or failed."""
+    roles = []
+    for group in groups:
+        equal = len({s.task_reward for s in group}) == 1
+        role = FILTERED if learner.drop_groups_without_signal and equal else TRAINED
+        for s in group:
+            broken = s.completion.finish_reason in ("cancelled", "error")
+            unread = learner.objective.uses_task_reward and s.task_reward is None
+            roles.append(FAILED if broken or unread else role)
+    return roles
+
+
+def pack_responses(
+    learner: Learner, responses: Sequence[Scored], roles_R: Sequence[str], group_size: int
+) -> list[Batch]:
+    """Every response that did not fail, packed; `Batch.sequences` are indices into `responses`."""
+    kept = [i for i, role in enumerate(roles_R) if role != FAILED]
+    return pack(
+        {i: (responses[i].prompt.token_ids, responses[i].completion.token_ids) for i in kept},
+        {i: i // group_size for i in kept},
+        max_tokens=learner.max_tokens_per_batch,
+        device=next(learner.policy.parameters()).device,
+    )
+
+
+def reward(learner: Learner, responses: Sequence[Scored], scores: Scores) -> np.ndarray:
+    """The objective's reward R of each response, fp64; nan where it was not scored."""
+    task = [np.nan if s.task_reward is None else s.task_reward for s in responses]
+    lengths = [len(s.completion.token_ids) for s in responses]
+    return learner.objective.reward(
+        torch.from_numpy(scores.ref_logprob_R),
+        torch.from_numpy(scores.policy_logprob_R),
+        torch.tensor(task, dtype=torch.float64),
+        torch.tensor(lengths, dtype=torch.float64),
+    ).numpy()
+
+
+def advantage(
+    learner: Learner, reward_R: np.ndarray, roles_R: Sequence[str], num_groups: int
+) -> np.ndarray:
+    """The advantage of each response, fp64; 0 for one that is not trained on."""
+    valid_PG = torch.tensor([role == TRAINED for role in roles_R]).view(num_groups, -1)
+    reward_PG = torch.from_numpy(reward_R).view(num_groups, -1)
+    return ESTIMATORS[learner.advantage](reward_PG, valid_PG).flatten().numpy()
+
+
+def backward(
+    learner: Learner,
+    batches: Sequence[Batch],
+    scores: Scores,
+    advantage_R: np.ndarray,
+    roles_R: Sequence[str],
+) -> tuple[float, float]:
+    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens."""
+    trained_R = np.array([role == TRAINED for role in roles_R])
+    lengths = [rows.lengths[trained_R[rows.responses]] for rows in scores.batches]
+    denominator = loss_denominator(
+        learner.spec,
+        num_tokens=int(sum(part.sum() for part in lengths)),
+        num_sequences=sum(len(part) for part in lengths),
+        max_tokens=learner.max_response_tokens,
+    )
+    loss = clipped = 0.0
+    for batch, rows in zip(batches, scores.batches, strict=True):
+        hidden_MD, targets_M = response_rows(learner.policy, batch)
+        out = ops.linear_policy_loss(
+            hidden_MD,
+            learner.policy.head_weight,
+            targets_M,
+            rows.repeat(advantage_R),
+            old_logprobs=rows.logprobs_M,
+            ref_logprobs=rows.ref_logprobs_M,
+            sampler_logprobs=rows.sampler_logprobs_M,
+            mask=rows.repeat(trained_R),
+            cu_seqlens=rows.cu_seqlens,
+            temperature=learner.objective.temperature,
+            valid_vocab=learner.policy.valid_vocab,
+            grad_scale=1.0 / denominator,
+            spec=learner.spec,
+        )
+        out.loss_sum.backward()
+        loss += float(out.loss_sum)
+        clipped += float(out.stats.get("clipped", 0.0))
+    return loss, clipped
+
+
+def train(run: Run, display: Display) -> None:
+    """Train from where `run` stands to its last step.
+
+    Raises Stopped, with a checkpoint on disk, after the step in which a stop was requested.
+    """
+    config = run.config
+    for step in range(run.step, config.train.max_steps):
+        display.phase("sample")
+        started = time.perf_counter()
+        prompts = run.prompts.next(config.sampling.prompts_per_step)
+        groups = run.sampler.generate(
+            [p.token_ids for p in prompts],
+            run.sampling,
+            prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
+            step=step,
+        )
+        sampled = time.perf_counter()
+        display.phase("grade")
+        scored = grade_groups(run, prompts, groups)
+        graded = time.perf_counter()
+        display.phase("train")
+        result = train_step(run.learner, scored, step)
+        run.step = step + 1
+        metrics = step_metrics(
+            run.step,
+            run.objective,
+            scored,
+            result,
+            seconds_sample=sampled - started,
+            seconds_grade=graded - sampled,
+        )
+        run.tokens_sampled += metrics["tokens_sampled"]
+        run.directory.add_completions(run.step, scored, result)
+        run.directory.add_metrics(metrics)
+        display.step(metrics)
+
+        last = run.step == config.train.max_steps
+        if run.validation and (last or is_due(config.eval.every, run.step)):
+            display.phase("evaluate")
+            run.evaluate("validation")
+        if last or display.stop_requested or is_due(config.checkpoint.every, run.step):
+            display.phase("save")
+            run.save_checkpoint()
+        if display.stop_requested and not last:
+            raise Stopped(run.step)
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something done every `every` steps (0: never) is done after step number `step`."""
+    return every > 0 and step % every == 0
+
+
+def grade_groups(
+    run: Run, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]]
+) -> list[list[Scored]]:
+    """Every response with its text, its verdict and its task reward, grouped as sampled."""
+    completions = [c for group in groups for c in group]
+    owners = [p for p, group in zip(prompts, groups, strict=True) for _ in group]
+    texts = [run.tokenizer.decode(c.token_ids) for c in completions]
+    scored = iter(run.rewarder.score(owners, completions, texts))
+    return [[next(scored) for _ in group] for group in groups]
