@@ -34,7 +34,10 @@ class PackedAttention:
     sees padding, no mask is stored, and torch's fused kernel runs.
     """
 
-    shortest_share = 0.5  # a bucket takes sequences down to this share of its longest
+    # A bucket takes sequences down to this share of its longest. Forward and backward of 256
+    # sequences of 20 to 80 rows, 4 heads of 32, on one core: 83 ms in one bucket, 73 ms at 0.5,
+    # 58 ms at 0.67, 53 to 66 ms from 0.8 to 0.9; 64 sequences of 10 to 300: 164, 110, 90, 84, 81.
+    shortest_share = 0.8
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
         offsets = cu_seqlens.detach().cpu().numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""The shapes of a decoder, read from a Hugging Face config.json: what runs here, what is refused."""
+"""The shapes of a decoder, read from a Hugging Face config.json or refused."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class DecoderConfig:
                 num_layers=values["num_hidden_layers"],
                 num_heads=num_heads,
                 num_kv_heads=values.get("num_key_value_heads") or num_heads,
-                head_dim=(family != "qwen2" and values.get("head_dim"))
+                head_dim=values.get("head_dim")
                 or (128 if family == "qwen3" else hidden_size // num_heads),
                 max_position=values["max_position_embeddings"],
                 tie_embeddings=bool(values.get("tie_word_embeddings", False)),
