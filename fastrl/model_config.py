@@ -71,29 +71,30 @@ class DecoderConfig:
         Raises UsageError for another architecture and for settings that change the mathematics in
         a way this decoder lacks. `attention_dropout` is ignored: nothing here drops anything.
         """
-        family = values.get("model_type")
-        architectures = values.get("architectures") or [FAMILIES.get(str(family))]
+        family = str(values.get("model_type"))
+        architectures = values.get("architectures") or [FAMILIES.get(family)]
         if family not in FAMILIES or architectures != [FAMILIES[family]]:
             raise UsageError(
-                f"the model is of type {family!r} with architecture {architectures[0]!r}, which "
+                f"config.json has model_type {family!r} and architectures {architectures}, which "
                 f"fastrl cannot run: use a model of {', '.join(FAMILIES.values())}"
             )
         _refuse_other_mathematics(values)
         try:
-            hidden_size, num_heads = values["hidden_size"], values["num_attention_heads"]
+            hidden_size = _count(values, "hidden_size")
+            num_heads = _count(values, "num_attention_heads")
+            head_dim = 128 if family == "qwen3" else hidden_size // num_heads
             theta, scaling = _rope_from_hf(values)
             bias = bool(values.get("attention_bias", False)) and family != "qwen2"
             return cls(
                 family=family,
-                vocab_size=values["vocab_size"],
+                vocab_size=_count(values, "vocab_size"),
                 hidden_size=hidden_size,
-                intermediate_size=values["intermediate_size"],
-                num_layers=values["num_hidden_layers"],
+                intermediate_size=_count(values, "intermediate_size"),
+                num_layers=_count(values, "num_hidden_layers"),
                 num_heads=num_heads,
-                num_kv_heads=values.get("num_key_value_heads") or num_heads,
-                head_dim=values.get("head_dim")
-                or (128 if family == "qwen3" else hidden_size // num_heads),
-                max_position=values["max_position_embeddings"],
+                num_kv_heads=_count(values, "num_key_value_heads", num_heads),
+                head_dim=_count(values, "head_dim", head_dim),
+                max_position=_count(values, "max_position_embeddings"),
                 tie_embeddings=bool(values.get("tie_word_embeddings", False)),
                 rope_theta=theta,
                 rope_scaling=scaling,
@@ -137,6 +138,20 @@ class DecoderConfig:
         return values | extra
 
 
+def _count(values: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number from 1; `default` stands for an absent or null one (KeyError without)."""
+    value = values.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise KeyError(name)
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(
+            f"{name} is {value!r} in config.json, but it has to be a whole number from 1: mend it"
+        )
+    return value
+
+
 def _refuse_other_mathematics(values: Mapping[str, Any]) -> None:
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
@@ -160,6 +175,10 @@ def _refuse_other_mathematics(values: Mapping[str, Any]) -> None:
 def _rope_from_hf(values: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
     # transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UsageError(
+            f"config.json has the rotary settings {rope!r}, which are no object: mend it"
+        )
     theta = float(rope.get("rope_theta", values.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))

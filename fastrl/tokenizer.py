@@ -88,9 +88,12 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             f"{directory} holds no tokenizer: put the model's tokenizer.json and "
             "tokenizer_config.json there"
         )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            read_json(directory / name)
     try:
         inner = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(
             f"the tokenizer in {directory} cannot be loaded ({reason}): fetch the model's "
