@@ -170,7 +170,7 @@ def longest_prompt(config: Config, max_position: int) -> int:
 
 def start(config: Config) -> Run:
     """A new run: refuses what contradicts itself before any work, then makes its directory."""
-    objective = check_contradictions(config)
+    check_contradictions(config)
     check_numbers(config)
     name = config.model.name
     model_path = resolve_model(name)
@@ -184,7 +184,7 @@ def start(config: Config) -> Run:
     if Path(name).is_dir():
         name = str(Path(name).resolve())
     config = replace(config, model=replace(config.model, name=name, sha256=digest))
-    run = _assemble(config, objective, policy_path=model_path)
+    run = assemble(config, model_path)
     run.directory = RunDirectory.create(config)
     return run
 
@@ -203,7 +203,7 @@ def resume(path: str | Path, say: Callable[[str], None]) -> Run:
             "SHA-256 differs); put the original weights back"
         )
     state = read_state(checkpoint) if checkpoint else TrainerState(0, 0, 0)
-    run = _assemble(config, check_contradictions(config), policy_path=checkpoint or model_path)
+    run = assemble(config, checkpoint)
     run.directory = directory
     if checkpoint:
         read_optimizer(checkpoint, run.learner.optimizer)
@@ -213,7 +213,12 @@ def resume(path: str | Path, say: Callable[[str], None]) -> Run:
     return run
 
 
-def _assemble(config: Config, objective: Objective, policy_path: Path) -> Run:
+def assemble(config: Config, policy_path: Path | None = None) -> Run:
+    """All parts of a run at step 0, without its directory; the policy's weights from `policy_path`.
+
+    Without `policy_path` the policy starts as the configured model.
+    """
+    objective = check_contradictions(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     device = config.model.device
@@ -222,7 +227,7 @@ def _assemble(config: Config, objective: Objective, policy_path: Path) -> Run:
     dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     spec, advantage = loss_spec(config)
     rewarder = Rewarder(config.reward)
-    policy = load_model(policy_path, dtype=dtype, device=device)
+    policy = load_model(policy_path or config.model.name, dtype=dtype, device=device)
     reference = load_model(config.model.name, dtype=dtype, device=device).requires_grad_(False)
     tokenizer = load_tokenizer(config.model.name)
     sampling = config.sampling

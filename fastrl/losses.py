@@ -1,0 +1,234 @@
+"""The losses of policy-gradient training as functions of log-probs and entropies of N rows.
+
+A loss is `loss_fn(logprobs, entropy, rows) -> scalar`. Everything here is such a function, made
+from a LossSpec; autograd on it gives each row's coefficients dL/dlogprob and dL/dentropy, from which
+`fastrl.ops` writes the gradient of the logits. Legend: N: rows (tokens), S: sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from fastrl.errors import UsageError
+
+LOSSES = ("reinforce", "clip", "cispo", "gspo")
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+KL_ESTIMATORS = ("k1", "k2", "k3", "k3-corrected")
+CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss by name. Raises UsageError for a name or a number that is none of the allowed.
+
+    With rho = exp(logprobs - old_logprobs), A the advantage:
+    "reinforce" -A logprob; "clip" -min(rho A, clip(rho) A), with `dual_clip` c > 1 at most -c A
+    where A < 0 (arXiv:1912.09729); "cispo" -clip(rho) A logprob, the ratio detached
+    (arXiv:2506.13585); "gspo" the clip loss with the sequence's ratio, exp of the mean of log rho
+    (arXiv:2507.18071).
+    """
+
+    loss: str = "reinforce"
+    clip_low: float = 0.2  # ratios below 1 - clip_low are clipped
+    clip_high: float = 0.2  # ratios above 1 + clip_high are clipped
+    dual_clip: float | None = None
+    loss_agg_mode: str = "seq-mean-token-sum-norm"
+    kl_estimator: str | None = None  # KL to ref_logprobs as a loss
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0  # bonus: subtracted from the loss
+    sampler_correction: str | None = None
+    sampler_correction_cap: float = 20.0
+    on_policy: bool = False  # one step a batch: old_logprobs may be absent, and is then logprobs
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("loss", LOSSES),
+            ("loss_agg_mode", AGGREGATIONS),
+            ("kl_estimator", (None, *KL_ESTIMATORS)),
+            ("sampler_correction", (None, *CORRECTIONS)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                names = ", ".join(repr(a) for a in allowed)
+                raise UsageError(f"LossSpec.{name} is {value!r}; allowed: {names}")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise UsageError(f"LossSpec.dual_clip is {self.dual_clip}; it must be above 1, or None")
+        if not (0 <= self.clip_low <= 1 and self.clip_high >= 0):
+            raise UsageError(
+                f"LossSpec.clip_low {self.clip_low} must lie in 0..1 and clip_high"
+                f" {self.clip_high} must not be negative"
+            )
+        if not self.sampler_correction_cap > 0:
+            raise UsageError(
+                f"LossSpec.sampler_correction_cap is {self.sampler_correction_cap}; it must be"
+                " positive"
+            )
+
+    @classmethod
+    def preset(cls, name: str) -> LossSpec:
+        """The loss that a publication or framework uses; raises UsageError for an unknown name."""
+        if name not in PRESETS:
+            raise UsageError(f"there is no loss preset {name!r}; allowed: {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    @property
+    def needs_sequences(self) -> bool:
+        """Whether a row's coefficient depends on other rows of its sequence."""
+        correction = self.sampler_correction or ""
+        return self.loss == "gspo" or correction.startswith("sequence")
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the loss has a ratio to the policy that sampled."""
+        return self.loss != "reinforce" or self.kl_estimator == "k3-corrected"
+
+
+# REINFORCE, importance weights truncated at 20, one mean over the step's tokens (arXiv:2604.16259)
+PRESETS = {
+    "paper": LossSpec(
+        loss="reinforce",
+        loss_agg_mode="token-mean",
+        sampler_correction="token_truncate",
+        sampler_correction_cap=20.0,
+        on_policy=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a loss may look at beside log-probs and entropies; vectors of N rows or None."""
+
+    advantages: Tensor
+    mask: Tensor  # bool, True: in the loss
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    row_weights: Tensor | None = None
+    cu_seqlens: Tensor | None = None  # int32, S + 1 offsets over the rows
+
+    def select(self, index: Tensor | slice) -> Rows:
+        """The same for some of the rows; sequences are lost."""
+        vectors = {
+            f.name: None if (v := getattr(self, f.name)) is None else v[index]
+            for f in fields(self)
+            if f.name != "cu_seqlens"
+        }
+        return replace(self, **vectors, cu_seqlens=None)
+
+
+LossFn = Callable[[Tensor, Tensor, Rows], Tensor]
+
+
+def loss_denominator(
+    spec: LossSpec, *, num_tokens: int, num_sequences: int, max_tokens: int
+) -> float:
+    """What a step's summed loss is divided by; every argument counts the whole step.
+
+    "token-mean": the tokens in the loss (a ratio of two random numbers: biased);
+    "seq-mean-token-mean": the sequences (each row already carries 1 / its sequence's tokens);
+    "seq-mean-token-sum-norm": the constant sequences x max_tokens (arXiv:2503.20783).
+    """
+    denominators = {
+        "token-mean": num_tokens,
+        "seq-mean-token-mean": num_sequences,
+        "seq-mean-token-sum-norm": num_sequences * max_tokens,
+    }
+    return float(max(1, denominators[spec.loss_agg_mode]))
+
+
+def make_loss_fn(spec: LossSpec) -> LossFn:
+    """The sum over rows of the loss that `spec` names."""
+
+    def loss_fn(logprobs: Tensor, entropy: Tensor, rows: Rows) -> Tensor:
+        return (row_losses(spec, logprobs, entropy, rows)).sum()
+
+    return loss_fn
+
+
+def row_losses(spec: LossSpec, logprobs: Tensor, entropy: Tensor, rows: Rows) -> Tensor:
+    """The loss of each row, weighted by `row_weights`, [N]."""
+    old = logprobs.detach() if rows.old_logprobs is None else rows.old_logprobs
+    advantages = rows.advantages
+    log_ratio = logprobs - old
+    if spec.loss == "reinforce":
+        loss = -advantages * logprobs
+    elif spec.loss == "cispo":
+        ratio = log_ratio.exp().clamp(1 - spec.clip_low, 1 + spec.clip_high).detach()
+        loss = -advantages * ratio * logprobs
+    else:
+        if spec.loss == "gspo":
+            log_ratio = sequence_sum(log_ratio, rows, mean=True)
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
+        loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        if spec.dual_clip is not None:
+            bounded = torch.minimum(loss, -spec.dual_clip * advantages)
+            loss = torch.where(advantages < 0, bounded, loss)
+    if spec.sampler_correction is not None and rows.sampler_logprobs is not None:
+        loss = loss * sampler_weights(spec, old.detach(), rows)
+    if spec.kl_estimator is not None and spec.kl_coef:
+        assert rows.ref_logprobs is not None
+        loss = loss + spec.kl_coef * kl_rows(spec.kl_estimator, logprobs, old, rows.ref_logprobs)
+    if spec.entropy_coef:
+        loss = loss - spec.entropy_coef * entropy
+    return loss if rows.row_weights is None else loss * rows.row_weights
+
+
+def kl_rows(estimator: str, logprobs: Tensor, old: Tensor, ref: Tensor) -> Tensor:
+    """KL(policy || reference) of each row by an estimator of Schulman's note "Approximating KL".
+
+    "k3-corrected" multiplies k3 by the ratio to the sampling policy, as TRL's option does.
+    """
+    gap = ref - logprobs
+    if estimator == "k1":
+        return -gap
+    if estimator == "k2":
+        return gap.square() / 2
+    k3 = gap.exp() - 1 - gap
+    return k3 * (logprobs - old).exp() if estimator == "k3-corrected" else k3
+
+
+def sampler_weights(spec: LossSpec, trainer_logprobs: Tensor, rows: Rows) -> Tensor:
+    """The detached importance weight of each row, from the sampler's policy to the trainer's, [N]."""
+    assert rows.sampler_logprobs is not None and spec.sampler_correction is not None
+    level, _, action = spec.sampler_correction.partition("_")
+    log_ratio = trainer_logprobs - rows.sampler_logprobs
+    if level == "sequence":
+        log_ratio = sequence_sum(log_ratio, rows)
+    ratio = log_ratio.exp()
+    cap = spec.sampler_correction_cap
+    return ratio.clamp(max=cap) if action == "truncate" else torch.where(ratio <= cap, ratio, 0.0)
+
+
+def sequence_sum(values: Tensor, rows: Rows, *, mean: bool = False) -> Tensor:
+    """The sum or mean over the unmasked rows of a sequence, repeated to its rows, [N]."""
+    assert rows.cu_seqlens is not None
+    sequence_N, count = sequence_index(rows.cu_seqlens, len(values))
+    kept = torch.where(rows.mask, values, 0.0)
+    total = values.new_zeros(count).index_add(0, sequence_N, kept)
+    if mean:
+        tokens = values.new_zeros(count).index_add(0, sequence_N, rows.mask.to(values.dtype))
+        total = total / tokens.clamp(min=1)
+    return total[sequence_N]
+
+
+def sequence_index(cu_seqlens: Tensor, rows: int) -> tuple[Tensor, int]:
+    """The sequence of each row, int64 [N], and the number of sequences."""
+    lengths = cu_seqlens.diff().long()
+    index = torch.arange(len(lengths), device=lengths.device)
+    return index.repeat_interleave(lengths, output_size=rows), len(lengths)
+
+
+def aggregation_weights(spec: LossSpec, mask: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The weight of each row that `loss_agg_mode` asks for before the division; None for all 1."""
+    if spec.loss_agg_mode != "seq-mean-token-mean":
+        return None
+    assert cu_seqlens is not None
+    sequence_N, count = sequence_index(cu_seqlens, len(mask))
+    tokens = torch.zeros(count, device=mask.device).index_add(0, sequence_N, mask.float())
+    return 1 / tokens.clamp(min=1)[sequence_N]

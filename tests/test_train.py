@@ -1,0 +1,243 @@
+"""The whole path on the embedded model: train, kill, resume, evaluate, load elsewhere."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fastrl.checkpoint import sha256
+from fastrl.cli import main
+from fastrl.metrics import METRICS
+
+SMALL = [
+    "--train.max_steps", "4", "--sampling.prompts_per_step", "4", "--sampling.responses_per_prompt", "4",
+    "--eval.prompts", "4", "--eval.test_prompts", "6", "--eval.samples", "2", "--eval.every", "2",
+    "--checkpoint.every", "2", "--optim.warmup_steps", "0",
+]  # fmt: skip
+TIMES = {name for name in METRICS if name.startswith("seconds_") or name.endswith("_per_s")}
+TIMES.add("peak_memory_bytes")
+
+
+def train(directory: Path, *words: str) -> int:
+    return main(["train", "--output-dir", str(directory), *SMALL, *words])
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def fingerprint(run: Path) -> dict:
+    """Everything of a run that must not depend on when it was killed."""
+    files = {
+        str(p.relative_to(run)): sha256(p)
+        for p in sorted(run.rglob("*"))
+        if p.suffix in (".safetensors", ".parquet")
+    }
+    metrics = [
+        {k: v for k, v in line.items() if k not in TIMES} for line in lines(run / "metrics.jsonl")
+    ]
+    return {"files": files, "metrics": metrics, "eval": lines(run / "eval.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "sharpen"
+    assert train(run, "--objective", "sharpen") == 0
+    return run
+
+
+def test_a_run_leaves_its_files(finished):
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.toml", "metrics.jsonl", "eval.jsonl", "completions", "checkpoints", "curves.png",
+    }  # fmt: skip
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step_2", "step_4"]
+    assert (finished / "curves.png").stat().st_size > 10_000
+    assert not list(finished.rglob("*.bin")) + list(finished.rglob("*.pt"))
+
+
+def test_every_step_logs_every_metric(finished):
+    metrics = lines(finished / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4]
+    for m in metrics:
+        assert m.keys() == METRICS.keys()
+        assert m["tokens_sampled"] == sum(
+            m[f"tokens_{k}"] for k in ("trained", "masked", "filtered", "failed")
+        )
+        assert m["length_mean"] == m["tokens_sampled"] / 16
+        assert m["mismatch_max_ratio"] == pytest.approx(1, abs=1e-4)
+    first = metrics[0]  # policy and reference are the same model before the first step
+    assert first["kl"] == 0 and first["ref_logprob_sum"] == first["policy_logprob_sum"]
+    assert first["reward_mean"] == pytest.approx(3 * first["ref_logprob_sum"])
+    assert metrics[-1]["kl"] != 0
+
+
+def test_completions_are_kept(finished):
+    rows = [
+        row
+        for path in sorted((finished / "completions").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert len(rows) == 4 * 16
+    for row in rows:
+        assert len(row["token_ids"]) == len(row["logprobs"])
+        assert math.isclose(sum(row["logprobs"]), row["policy_logprob_sum"], abs_tol=1e-3)
+        assert row["correct"] == (row["answer"] == row["gold"])
+    prompts = {(r["step"], r["prompt_id"]) for r in rows}
+    assert len(prompts) == 16
+
+
+def test_two_runs_of_a_seed_are_one(finished, tmp_path):
+    assert train(tmp_path / "again", "--objective", "sharpen") == 0
+    assert fingerprint(tmp_path / "again") == fingerprint(finished)
+    assert train(tmp_path / "other", "--objective", "sharpen", "--seed", "1") == 0
+    assert fingerprint(tmp_path / "other")["metrics"] != fingerprint(finished)["metrics"]
+
+
+@pytest.mark.parametrize("keep", ["step_2", None])
+def test_resume_goes_on_to_the_same_bits(finished, tmp_path, keep):
+    """A run cut after step 2 (or before any checkpoint), with later records lying about."""
+    import shutil
+
+    run = tmp_path / "cut"
+    shutil.copytree(finished, run)
+    for path in (run / "checkpoints").iterdir():
+        if path.name != keep:
+            shutil.rmtree(path)
+    (run / "curves.png").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "half a li')
+    assert main(["resume", str(run)]) == 0
+    assert fingerprint(run) == fingerprint(finished)
+    assert (run / "curves.png").exists()
+
+
+def test_sigterm_stops_after_the_step_and_says_how_to_go_on(finished, tmp_path):
+    run = tmp_path / "stopped"
+    words = [*SMALL, "--train.max_steps", "400", "--output-dir", str(run)]
+    words[words.index("--checkpoint.every") + 1] = "0"
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "fastrl"), "train", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert f"fastrl resume {run}" in out
+    step = lines(run / "metrics.jsonl")[-1]["step"]
+    assert step < 400 and (run / "checkpoints" / f"step_{step}").is_dir()
+
+
+def test_a_checkpoint_is_the_policy_for_transformers(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fastrl.model import PackedAttention, load_model
+
+    directory = finished / "checkpoints" / "step_4"
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    AutoTokenizer.from_pretrained(directory)
+    ours = load_model(directory)
+    ids = torch.arange(3, 23) % ours.valid_vocab
+    hidden = ours(ids, torch.arange(20), PackedAttention(torch.tensor([0, 20]).int(), 20))
+    torch.testing.assert_close(
+        ours.logits(hidden), theirs(ids[None]).logits[0], atol=1e-4, rtol=1e-4
+    )
+    base = load_model("embedded")
+    assert not torch.equal(base.head_weight, ours.head_weight)
+
+
+def test_the_null_run_changes_no_bit(tmp_path):
+    from safetensors.torch import load_file
+
+    run = tmp_path / "null"
+    words = ["--objective.alpha", "1", "--optim.weight_decay", "0", "--train.max_steps", "20"]
+    words += ["--eval.prompts", "0", "--eval.test_prompts", "0", "--checkpoint.every", "1"]
+    assert train(run, *words) == 0
+    for m in lines(run / "metrics.jsonl"):
+        assert m["reward_mean"] == 0 and m["reward_group_std"] == 0 and m["grad_norm"] == 0
+    first, last = (
+        load_file(run / "checkpoints" / f"step_{n}" / "model.safetensors") for n in (1, 20)
+    )
+    assert all(torch.equal(first[k], last[k]) for k in first)
+
+
+def test_the_first_line_names_the_regime_and_its_target(tmp_path, capsys):
+    words = ["--objective", "tilted", "--objective.beta_inv", "100", "--train.max_steps", "1"]
+    assert train(tmp_path / "t", *words) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "tilted (tilted sampling): converges to p^4 exp(r / 0.01) / Z"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--objective", "shrpen"], "did you mean 'sharpen'"),
+        (["--model", "no-such-model"], "there is no model"),
+        (["--data", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--sampling.top_p", "0.9"], "support"),
+        (["--sampling.max_tokens", "100000"], "context"),
+        (["--sampling.num_blocks", "2"], "do not fit the cache"),
+        (["--sampling.responses_per_prompt", "1"], "no baseline"),
+        (["--reward", "nonsense"], "PACKAGE.MODULE:FUNCTION"),
+        (["--loss.preset", "no-such"], "paper"),
+        (["no-such.toml"], "cannot read"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_no_work(tmp_path, capsys, words, said):
+    run = tmp_path / "never"
+    assert main(["train", *words, "--output-dir", str(run)]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err and not run.exists()
+
+
+def test_a_run_directory_is_used_once(finished, capsys):
+    assert train(finished) == 2
+    assert "fastrl resume" in capsys.readouterr().err
+
+
+def test_an_error_in_a_reward_function_stops_before_the_update(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad_reward.py").write_text(
+        "def f(completions, **columns):\n    raise KeyError('no such thing')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "bad"
+    assert train(run, "--objective", "task", "--reward", "bad_reward:f") == 2
+    assert "row 0" in capsys.readouterr().err
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_help_metrics(capsys):
+    assert main(["train", "--help-metrics"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in METRICS)
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "torch" in out and "loss" in out
+
+
+def test_the_sampler_reads_the_trainers_tensors():
+    from fastrl.config import Config, parse_overrides
+    from fastrl.run import assemble
+
+    run = assemble(parse_overrides(Config(), SMALL))
+    trained = {p.data_ptr() for p in run.learner.policy.parameters()}
+    sampled = {p.data_ptr() for p in run.sampler.model.parameters()}
+    optimised = {p.data_ptr() for p in run.learner.optimizer.params}
+    assert trained == sampled == optimised
+    assert trained.isdisjoint(p.data_ptr() for p in run.learner.reference.parameters())
