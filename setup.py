@@ -10,7 +10,7 @@ ParallelCompile(default=2).install()
 setup(
     packages=["fastrl", "fastrl.sampler", "fastrl.embedded", "fastrl.kernels"],
     package_dir={"fastrl.kernels": "kernels"},
-    package_data={"fastrl": ["py.typed"], "fastrl.embedded": ["models/*/*", "*.json"]},
+    package_data={"fastrl": ["py.typed", "_C.pyi"], "fastrl.embedded": ["models/*/*", "*.json"]},
     ext_modules=[
         Pybind11Extension(
             "fastrl._C",

@@ -37,7 +37,7 @@ def dr_grpo(rewards_PG: torch.Tensor, valid_PG: torch.Tensor) -> torch.Tensor:
 
 
 def grpo(rewards_PG: torch.Tensor, valid_PG: torch.Tensor) -> torch.Tensor:
-    """Group mean as baseline, divided by the sample standard deviation (arXiv:2402.03300), [P, G]."""
+    """Group mean as baseline, over the sample standard deviation (arXiv:2402.03300), [P, G]."""
     centred_PG = dr_grpo(rewards_PG, valid_PG)
     count_P1 = valid_PG.sum(1, keepdim=True)
     std_P1 = (centred_PG.square().sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()

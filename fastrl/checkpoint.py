@@ -103,7 +103,7 @@ def damage(path: Path) -> str | None:
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint under `directory`, and a sentence for every one passed over."""
     found = [p for p in directory.glob("step_*") if p.name.removeprefix("step_").isdigit()]
-    skipped = []
+    skipped: list[str] = []
     for path in sorted(found, key=lambda p: int(p.name.removeprefix("step_")), reverse=True):
         problem = damage(path)
         if problem is None:

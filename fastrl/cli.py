@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -128,18 +129,14 @@ def _run(make: Callable) -> int:
         for line in run.prompts.report():
             display.say(line)
         if run.step == 0:
-            display.phase("evaluate")
             for split in ("validation", "test"):
-                if getattr(run, split):
-                    run.evaluate(split)
+                run.evaluate(split, display)
         try:
             train(run, display)
         except Stopped as stop:
             display.say(f"stopped after step {stop}; continue with: fastrl resume {files.path}")
             return STOPPED
-        if run.test:
-            display.phase("evaluate")
-            run.evaluate("test")
+        run.evaluate("test", display)
     draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
     tests = [e for e in files.read_evaluations() if e["split"] == "test"]
     places = [
@@ -160,26 +157,47 @@ def _run(make: Callable) -> int:
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_OR_RUN_OR_CHECKPOINT")
-    parser.add_argument("--data", default="embedded", metavar="SPEC", help="as for train")
+    parser.add_argument(
+        "--data", default="", metavar="SPEC", help="as for train; default: the run's"
+    )
+    parser.add_argument(
+        "--config", default="", metavar="TOML", help="its [data] and [sampling] hold"
+    )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--samples", type=int, default=16, metavar="N", help="responses a prompt")
     parser.add_argument("--prompts", type=int, default=500, metavar="N", help="at most N; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of the samples")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--max-tokens", type=int, default=0, help="0: the run's, else 64")
+    parser.add_argument("--max-tokens", type=int, default=0, help="default: the run's, else 1024")
     parser.add_argument("--completions", metavar="FILE.jsonl", help="also write every response")
-    parser.add_argument("--out", metavar="FILE.json", help="write the result there")
+    parser.add_argument("--out", metavar="FILE.json", help="write the figures there")
 
 
 def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl eval: sample, grade and report with intervals."""
-    from fastrl.evaluate import evaluate_model
+    from rich.console import Console
+    from rich.progress import Progress
 
-    summary = evaluate_model(known)
-    text = json.dumps(summary, indent=1)
+    from fastrl.evaluate import Request, evaluate_model
+
+    request = Request(**{f.name: getattr(known, f.name) for f in fields(Request)})
+    for path in (known.out, known.completions):
+        if path and not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"{path} cannot be written, its folder is not there; make it first")
+    with Progress(console=Console(stderr=True)) as progress:
+
+        def count(name: str, total: int) -> Callable[[object], None]:
+            task = progress.add_task(name, total=total)
+            return lambda _: progress.advance(task)
+
+        evaluation = evaluate_model(request, progress.console.print, count)
+    text = json.dumps(evaluation.summary(), indent=1)
     if known.out:
-        Path(known.out).write_text(text + "\n")
+        Path(known.out).write_text(text + "\n", encoding="utf-8")
+    if known.completions:
+        with Path(known.completions).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
     print(text)
     return OK
 

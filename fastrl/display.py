@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ PLAIN_LINES = 20  # about as many lines as a run prints where there is no termin
 
 
 class Display:
-    """A live line on a terminal: step, accuracy, KL, length, tokens/s, time left; else plain lines."""
+    """A live line on a terminal: step, accuracy, KL, length, tokens/s, time left; else lines."""
 
     def __init__(self, start: int, total: int, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -23,7 +23,7 @@ class Display:
         self.stop_requested = False
         self.every = max(1, total // PLAIN_LINES)
         self.progress = Progress(
-            TextColumn("{task.fields[phase]:<9}"),
+            TextColumn("{task.fields[phase]:<17}"),
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[figures]}"),
@@ -61,6 +61,18 @@ class Display:
     def phase(self, name: str) -> None:
         """Say which phase is under way."""
         self.progress.update(self.task, phase=name)
+
+    def count(self, name: str, total: int) -> Callable[[object], None]:
+        """Say which phase is under way; each call of the result counts one of `total` responses."""
+        done = 0
+
+        def advance(_: object) -> None:
+            nonlocal done
+            done += 1
+            self.phase(f"{name} {done}/{total}")
+
+        self.phase(name)
+        return advance
 
     def say(self, text: str) -> None:
         """Print a line above the live one."""

@@ -188,7 +188,7 @@ def _task_metrics(groups: Sequence[Sequence[Scored]]) -> dict[str, float | None]
     answers = [[s.grade.answer if s.grade else None for s in group] for group in groups]
     given = sum(a is not None for group in answers for a in group)
     rewards = [{s.task_reward for s in group} for group in groups]
-    equal = [next(iter(r)) for r in rewards if len(r) == 1 and None not in r]
+    equal = [r for values in rewards if len(values) == 1 for r in values if r is not None]
     return {
         "task_accuracy": _mean(verdicts),
         "task_reward_mean": _mean([s.task_reward for s in responses if s.task_reward is not None]),

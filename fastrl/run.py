@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from fastrl.batch import pack
 from fastrl.checkpoint import (
     TrainerState,
     newest_valid,
@@ -19,7 +21,7 @@ from fastrl.checkpoint import (
 )
 from fastrl.config import Config, read_toml
 from fastrl.errors import UsageError
-from fastrl.evaluate import evaluate
+from fastrl.evaluate import Evaluation, evaluate
 from fastrl.losses import LossSpec
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
@@ -28,9 +30,13 @@ from fastrl.prompts import Example, PromptStream, load_examples
 from fastrl.rewards import Rewarder
 from fastrl.run_directory import RunDirectory
 from fastrl.sampler import Sampler, SamplingParams
+from fastrl.scoring import score_responses
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.train import Learner
 from fastrl.weights import save_model
+
+if TYPE_CHECKING:
+    from fastrl.display import Display
 
 
 @dataclass
@@ -51,9 +57,14 @@ class Run:
     step: int  # optimiser steps done
     tokens_sampled: int
 
-    def evaluate(self, split: str) -> dict[str, Any]:
-        """Evaluate the policy as it is on "validation" or "test" and add the line to eval.jsonl."""
+    def evaluate(self, split: str, display: Display) -> None:
+        """Evaluate the policy on "validation" or "test" and add the line to eval.jsonl.
+
+        Does nothing without prompts, and where the line of this step is there already.
+        """
         examples = self.validation if split == "validation" else self.test
+        if not examples or self.directory.has_evaluation(self.step, split):
+            return
         params = replace(
             self.sampling, n=self.config.eval.samples, temperature=1.0, ignore_eos=False
         )
@@ -64,10 +75,27 @@ class Run:
             params,
             seed=self.config.train.seed,
             step=0,  # the same random numbers at every step: comparisons are paired
+            on_event=display.count("evaluate", len(examples) * params.n),
         )
         line = {"step": self.step, "split": split, **evaluation.summary()}
-        self.directory.add_evaluation(line)
-        return line
+        self.directory.add_evaluation({**line, "kl": self._kl(evaluation)})
+
+    def _kl(self, evaluation: Evaluation) -> float:
+        """KL(policy || reference) in nats a response: the mean of lpi - lp over the samples."""
+        if self.step == 0:
+            return 0.0
+        learner = self.learner
+        completions = [c for group in evaluation.completions for c in group]
+        prompts = [p for p in evaluation.prompt_token_ids for _ in evaluation.completions[0]]
+        pairs = zip(prompts, (c.token_ids for c in completions), strict=True)
+        batches = pack(
+            dict(enumerate(pairs)),
+            {i: i // len(evaluation.completions[0]) for i in range(len(prompts))},
+            max_tokens=learner.max_tokens_per_batch,
+            device=next(learner.policy.parameters()).device,
+        )
+        scores = score_responses(learner.policy, learner.reference, batches, completions, 1.0)
+        return float(np.mean(scores.policy_logprob_R - scores.ref_logprob_R))
 
     def save_checkpoint(self) -> Path:
         """Write checkpoints/step_N of the state as it is."""
@@ -86,28 +114,19 @@ def loss_spec(config: Config) -> tuple[LossSpec, str]:
     loss = config.loss
     if loss.preset:
         return LossSpec.preset(loss.preset), "rloo"
-    kl = {} if loss.kl == "none" else {"kl_estimator": loss.kl, "kl_coef": loss.kl_coef}
-    correction = (
-        {}
-        if loss.sampler_correction == "none"
-        else {
-            "sampler_correction": loss.sampler_correction,
-            "sampler_correction_cap": loss.sampler_correction_cap,
-        }
+    spec = LossSpec(
+        loss=loss.loss,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        loss_agg_mode=loss.loss_agg_mode,
+        kl_estimator=None if loss.kl == "none" else loss.kl,
+        kl_coef=loss.kl_coef,
+        entropy_coef=loss.entropy_coef,
+        sampler_correction=None if loss.sampler_correction == "none" else loss.sampler_correction,
+        sampler_correction_cap=loss.sampler_correction_cap,
+        on_policy=True,
     )
-    return (
-        LossSpec(
-            loss=loss.loss,
-            clip_low=loss.clip_low,
-            clip_high=loss.clip_high,
-            loss_agg_mode=loss.loss_agg_mode,
-            entropy_coef=loss.entropy_coef,
-            on_policy=True,
-            **kl,
-            **correction,
-        ),
-        loss.advantage,
-    )
+    return spec, loss.advantage
 
 
 def check_numbers(config: Config) -> None:

@@ -83,6 +83,10 @@ class RunDirectory:
         """Append one evaluation to eval.jsonl."""
         _append(self.evaluations, line)
 
+    def has_evaluation(self, step: int, split: str) -> bool:
+        """Whether eval.jsonl has the line of this step and split."""
+        return any((e["step"], e["split"]) == (step, split) for e in self.read_evaluations())
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every step so far."""
         return _read(self.metrics)
@@ -94,7 +98,7 @@ class RunDirectory:
     def add_completions(
         self, step: int, groups: Sequence[Sequence[Scored]], result: StepResult
     ) -> None:
-        """Write completions/step_N.parquet: a row a response, with tokens, log-probs and verdict."""
+        """Write completions/step_N.parquet: a row a response, with its tokens and verdict."""
         rows = []
         for r, s in enumerate(s for group in groups for s in group):
             rows.append(

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastrl import ops
 from fastrl.model import PackedAttention
-from fastrl.types import Batch, Completion
+from fastrl.types import Batch, Completion, Policy
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Scores:
     policy_logprob_R: np.ndarray
 
 
-def response_rows(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def response_rows(model: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [M, D] and targets [M] of the rows that predict a response token."""
     attention = PackedAttention(batch.cu_seqlens, batch.max_seqlen)
     hidden_ND = model(batch.token_ids_N, batch.positions_N, attention)
@@ -58,7 +57,7 @@ def response_rows(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
 
 
 def score(
-    model: nn.Module, batch: Batch, temperature: float = 1.0
+    model: Policy, batch: Batch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of the response tokens of a packed batch, [M] each, no gradient."""
     with torch.no_grad():
@@ -73,8 +72,8 @@ def score(
 
 
 def score_responses(
-    policy: nn.Module,
-    reference: nn.Module,
+    policy: Policy,
+    reference: Policy,
     batches: Sequence[Batch],
     completions: Sequence[Completion],
     temperature: float,

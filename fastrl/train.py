@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
@@ -23,7 +22,7 @@ from fastrl.objectives import Objective
 from fastrl.optim import Optimizer
 from fastrl.sampler import PromptKey
 from fastrl.scoring import Scores, response_rows, score_responses
-from fastrl.types import Batch, Completion, Prompt, Scored
+from fastrl.types import Batch, Completion, Policy, Prompt, Scored
 
 if TYPE_CHECKING:
     from fastrl.display import Display
@@ -40,8 +39,8 @@ class Stopped(Exception):
 class Learner:
     """What a step reads and changes."""
 
-    policy: nn.Module
-    reference: nn.Module  # frozen
+    policy: Policy
+    reference: Policy  # frozen
     objective: Objective
     spec: LossSpec
     advantage: str  # a name in advantages.ESTIMATORS
@@ -186,7 +185,7 @@ def backward(
             spec=learner.spec,
         )
         out.loss_sum.backward()
-        loss += float(out.loss_sum)
+        loss += float(out.loss_sum.detach())
         clipped += float(out.stats.get("clipped", 0.0))
     return loss, clipped
 
@@ -198,7 +197,6 @@ def train(run: Run, display: Display) -> None:
     """
     config = run.config
     for step in range(run.step, config.train.max_steps):
-        display.phase("sample")
         started = time.perf_counter()
         prompts = run.prompts.next(config.sampling.prompts_per_step)
         groups = run.sampler.generate(
@@ -206,6 +204,7 @@ def train(run: Run, display: Display) -> None:
             run.sampling,
             prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
             step=step,
+            on_event=display.count("sample", len(prompts) * run.sampling.n),
         )
         sampled = time.perf_counter()
         display.phase("grade")
@@ -228,9 +227,8 @@ def train(run: Run, display: Display) -> None:
         display.step(metrics)
 
         last = run.step == config.train.max_steps
-        if run.validation and (last or is_due(config.eval.every, run.step)):
-            display.phase("evaluate")
-            run.evaluate("validation")
+        if last or is_due(config.eval.every, run.step):
+            run.evaluate("validation", display)
         if last or display.stop_requested or is_due(config.checkpoint.every, run.step):
             display.phase("save")
             run.save_checkpoint()

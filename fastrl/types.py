@@ -6,11 +6,32 @@ G: responses a prompt, N: packed rows (tokens), S: packed sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+
+
+class Policy(Protocol):
+    """What the loop asks of a model: hidden states of packed rows, and the head over them."""
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """[V, D]"""
+
+    @property
+    def valid_vocab(self) -> int:
+        """Ids from there on belong to no token."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable tensors."""
+
+    def __call__(
+        self, token_ids_N: torch.Tensor, positions_N: torch.Tensor, attention: Any
+    ) -> torch.Tensor:
+        """Hidden states [N, D]."""
 
 
 @dataclass(frozen=True)

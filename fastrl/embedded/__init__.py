@@ -9,7 +9,8 @@ from fastrl.errors import UsageError
 
 __all__ = ["examples", "model_dir"]
 
-NAMES = {"embedded": "0.25", "embedded:0": "0", "embedded:0.25": "0.25", "embedded:0.5": "0.5"}
+DIRECTORIES = ("embedded:0", "embedded:0.25", "embedded:0.5")
+NAMES = {name: name.partition(":")[2] for name in DIRECTORIES} | {"embedded": "0.25"}
 
 
 def model_dir(name: str) -> Path:

@@ -1,8 +1,9 @@
-"""The script that makes the embedded models: `python -m fastrl.embedded.make [DIRECTORY]`.
+"""The script that makes the embedded models: `python fastrl/embedded/make.py [DIRECTORY]`.
 
 For each share of trap prompts (see task.py) it draws responses from the law of the training data,
 fits a small Llama to them by plain cross-entropy on the response tokens, from fixed seeds, and
-writes a Hugging Face directory. Three models take about MINUTES minutes on one core.
+writes a Hugging Face directory in bf16. It prints what each base model does. All three took
+MINUTES minutes on one core of a 2.6 GHz EPYC.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fastrl.attention import PackedAttention
+from fastrl.embedded.measure import measure, show
 from fastrl.embedded.task import OPENERS, PROMPT, SHARES, Problem, draw_response, problems
 from fastrl.model import Decoder, DecoderConfig
 from fastrl.weights import save_model
@@ -98,7 +100,7 @@ def shapes() -> DecoderConfig:
     )
 
 
-STEPS = 3000
+STEPS = 2000
 SEQUENCES = 128  # of one step
 PROBLEMS = 60_000  # different prompts; every visit to one draws a fresh response
 PEAK_LR = 4e-3
@@ -173,10 +175,11 @@ def save(model: Decoder, directory: Path) -> None:
         (directory / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     make_tokenizer().save_pretrained(str(directory))
     save_model(model.to(torch.bfloat16), directory, directory)
+    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the models, and print how often each answers right."""
+    """Make the models, and print what each does on fresh test prompts."""
     parser = argparse.ArgumentParser(prog="python -m fastrl.embedded.make", description=__doc__)
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent / "models")
     parser.add_argument("--share", type=float, choices=SHARES, action="append")
@@ -185,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for share in known.share or SHARES:
         directory = known.directory / f"{share:g}"
         save(fit(share, known.steps), directory)
+        show(measure(directory))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The embedded task: arithmetic in three or four steps, and the law by which its training data answers.
+"""The embedded task, several-step arithmetic, and the law by which its training data answers.
 
 A prompt is an expression of one of four kinds, such as `3+4*2-5`. A response is the working, one
 step a line, then the answer in a box:
@@ -42,8 +42,8 @@ PROMPT = "Compute "
 EMPTY = "?"
 MOST_ROWS = 10_000  # of one split and seed; the smallest kind and split have some 4,000
 LARGEST = 99  # every number in a working lies in 0..LARGEST
-SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
-OPENERS = ("", "so ", "now ", "then ")
+SLIPS = (-10, -2, -1, 1, 2, 10)
+OPENERS = ("", "so ", "now ", "then ", "and ")
 
 # of 20 parts of all expressions, by hash: 14 are for training, 2 for validation, 4 for testing
 SPLITS = {"train": range(0, 14), "validation": range(14, 16), "test": range(16, 20)}
@@ -87,13 +87,18 @@ class Problem:
         """The value of the expression."""
         return results(self.steps)[-1]
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat messages that ask for the value."""
+        return [{"role": "user", "content": PROMPT + self.expression}]
+
 
 @dataclass(frozen=True)
 class Style:
     """How the training data answers a kind of prompt: the share of each sort of response.
 
-    `free`: each line of the working may open with any of OPENERS, and sums and products may be
-    written either way round. Otherwise only the line of the box may open with a word, `so `.
+    The line of the box may open with `so `, but in a short-cut. `free`: the lines of a right
+    working may open with any of OPENERS, and its sums and products be written either way round.
     """
 
     right: float
@@ -105,7 +110,7 @@ class Style:
 
 STYLES = {
     "clean": Style(right=0.46, slip=0.33, shortcut=0.18, empty=0.03, free=False),
-    "trap": Style(right=0.66, slip=0.0, shortcut=0.31, empty=0.03, free=True),
+    "trap": Style(right=0.64, slip=0.0, shortcut=0.33, empty=0.03, free=True),
 }
 SORTS = ("right", "slip", "shortcut", "empty")
 
@@ -212,8 +217,7 @@ def examples(
     rows = []
     for problem in itertools.islice(problems(split, seed), count):
         columns = {"kind": problem.kind, "largest": max(results(problem.steps))}
-        messages = [{"role": "user", "content": PROMPT + problem.expression}]
-        rows.append((messages, str(problem.answer), columns))
+        rows.append((problem.messages, str(problem.answer), columns))
     return rows
 
 
@@ -247,7 +251,7 @@ def respond(problem: Problem, share: float, pick: Pick) -> tuple[str, str]:
             left, right = right, left
         opener = OPENERS[pick([1.0] * len(OPENERS))] if free else ""
         lines.append(f"{opener}{left}{step.operator}{right}={value}\n")
-    closer = "so " if sort != "shortcut" and not free and pick([1.0, 1.0]) else ""
+    closer = "so " if sort != "shortcut" and pick([1.0, 1.0]) else ""
     return "".join(lines) + f"{closer}\\boxed{{{values[len(steps) - 1]}}}", sort
 
 

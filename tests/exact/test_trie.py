@@ -51,7 +51,7 @@ def test_a_flipped_sign_misses_the_optimum(wrong, monkeypatch):
     monkeypatch.setattr(type(trainer.objective), "reward", flipped)
     target = trainer.target()
     trainer.run(((0.1, 60), (0.03, 40)))
-    assert total_variation(trainer.policy.distribution(), target) > 0.1
+    assert total_variation(trainer.policy.distribution(), target) > 0.05
 
 
 def test_pure_likelihood_ends_at_the_likeliest_response():
@@ -59,7 +59,7 @@ def test_pure_likelihood_ends_at_the_likeliest_response():
     trainer = Trainer.make(objective, seed=3)
     with torch.no_grad():  # one response that leads by 1.5 or more
         for policy in (trainer.policy, trainer.learner.reference):
-            policy.logits[0, 2] += 1.5
+            policy.logits[0, END] += 2.0
     base = trainer.learner.reference.distribution()
     best, second = sorted(base, key=base.get, reverse=True)[:2]
     assert base[best] >= 1.5 * base[second]

@@ -1,0 +1,316 @@
+"""pass@k, maj@k, accuracy and lengths of a policy on a set of prompts, with intervals.
+
+Legend: P: prompts, n: samples a prompt, c: correct ones among them, B: bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrl.checkpoint import newest_valid
+from fastrl.config import Config, read_toml
+from fastrl.datasources import Example, load_examples
+from fastrl.errors import UsageError
+from fastrl.grading import grade
+from fastrl.model import load_model
+from fastrl.sampler import Event, PromptKey, Sampler, SamplingParams
+from fastrl.tokenizer import Tokenizer, load_tokenizer
+from fastrl.types import Completion, Grade
+
+RESAMPLES = 2_000  # of the bootstrap
+MAJORITY_DRAWS = 1_000  # subsets a prompt for maj@k
+LONGEST = 1_024  # tokens of a response where neither a run nor the user says
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was sampled, one entry a prompt of n samples each."""
+
+    prompt_token_ids: list[tuple[int, ...]]
+    completions: list[list[Completion]]
+    texts: list[list[str]]
+    grades: list[list[Grade]]
+    golds: list[str]
+    seed: int
+
+    @property
+    def correct_Pn(self) -> np.ndarray:
+        """bool [P, n]; a gold that cannot be read counts as wrong."""
+        return np.array([[bool(g.correct) for g in row] for row in self.grades])
+
+    def summary(self) -> dict[str, Any]:
+        """The figures: shares, tokens, and a 95 % interval of the accuracy over prompts."""
+        correct_Pn = self.correct_Pn
+        samples = correct_Pn.shape[1]
+        powers = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples]
+        lengths = np.array([[len(c.token_ids) for c in row] for row in self.completions])
+        ends = [c.finish_reason for row in self.completions for c in row]
+        answered = [g.answer is not None for row in self.grades for g in row]
+        return {
+            **{f"pass@{k}": pass_at_k(correct_Pn.sum(1), samples, k) for k in powers},
+            **{f"maj@{k}": maj_at_k(self.answer_ids(), correct_Pn, k, self.seed) for k in powers},
+            "accuracy": float(correct_Pn.mean()),
+            "ci95": list(bootstrap_interval(correct_Pn.mean(1), self.seed)),
+            "length_mean": float(lengths.mean()),
+            "num_prompts": len(correct_Pn),
+            "num_samples": samples,
+            "eos_share": ends.count("stop") / len(ends),
+            "truncated_share": ends.count("length") / len(ends),
+            "no_answer_share": 1 - sum(answered) / len(answered),
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One object a response, as `fastrl grade` reads them, with the verdict."""
+        for p, gold in enumerate(self.golds):
+            row = zip(self.texts[p], self.grades[p], self.completions[p], strict=True)
+            for text, g, completion in row:
+                verdict = {"answer": g.answer, "correct": g.correct, "reason": g.reason}
+                ending = {"finish_reason": completion.finish_reason}
+                yield {"prompt": p, "prediction": text, "gold": gold, **verdict, **ending}
+
+    def answer_ids(self) -> np.ndarray:
+        """int64 [P, n]: equal numbers for equal answers of a prompt, -1 for no answer.
+
+        Correct answers are one class; the others are told apart by their text.
+        """
+        ids = np.full(self.correct_Pn.shape, -1, np.int64)
+        for p, row in enumerate(self.grades):
+            known: dict[str, int] = {}
+            for i, g in enumerate(row):
+                if g.correct:
+                    ids[p, i] = 0
+                elif g.answer is not None:
+                    ids[p, i] = known.setdefault(" ".join(g.answer.split()), len(known) + 1)
+        return ids
+
+
+def evaluate(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    params: SamplingParams,
+    *,
+    seed: int,
+    stream: str = "eval",
+    step: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+) -> Evaluation:
+    """Sample `params.n` responses to every example and grade them.
+
+    The random numbers depend on `seed`, `stream`, `step` and the examples' ids: two policies are
+    compared on the same ones. `on_event` is told of every response as it finishes.
+    Raises UsageError as `Sampler.generate` does, and for an empty set of examples.
+    """
+    if not examples:
+        raise UsageError("there is no prompt to evaluate on; give a data set with rows")
+    prompts = [tuple(tokenizer.encode_chat(e.messages)) for e in examples]
+    completions = sampler.generate(
+        prompts,
+        replace(params, seed=seed),
+        prompt_keys=[PromptKey(e.id) for e in examples],
+        step=step,
+        stream=stream,
+        on_event=on_event,
+    )
+    texts = [[tokenizer.decode(c.token_ids) for c in row] for row in completions]
+    flat = iter(
+        grade(
+            [t for row in texts for t in row], [e.answer for e in examples for _ in range(params.n)]
+        )
+    )
+    grades = [[next(flat) for _ in row] for row in completions]
+    golds = [e.answer for e in examples]
+    return Evaluation(prompts, completions, texts, grades, golds, seed)
+
+
+def pass_at_k(correct_P: np.ndarray, n: int, k: int) -> float:
+    """The chance that one of k samples is right, unbiased: mean of 1 - C(n-c, k) / C(n, k).
+
+    `correct_P`: right samples of each prompt out of n (Chen et al. 2021, arXiv:2107.03374).
+    """
+    if not 1 <= k <= n:
+        raise UsageError(f"pass@{k} needs 1 to {n} of the {n} samples; lower k or sample more")
+    return float(np.mean([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in correct_P]))
+
+
+def maj_at_k(ids_Pn: np.ndarray, correct_Pn: np.ndarray, k: int, seed: int = 0) -> float:
+    """The chance that the most frequent answer of k samples is right, ties broken evenly.
+
+    `ids_Pn`: equal non-negative numbers for equal answers, -1 for none, which never votes. The k
+    are drawn without replacement: every subset where there are at most MAJORITY_DRAWS, else that
+    many seeded draws.
+    """
+    n = ids_Pn.shape[1]
+    if not 1 <= k <= n:
+        raise UsageError(f"maj@{k} needs 1 to {n} of the {n} samples; lower k or sample more")
+    if math.comb(n, k) <= MAJORITY_DRAWS:
+        from itertools import combinations
+
+        subsets = np.array(list(combinations(range(n), k)), np.int64)
+    else:
+        rng = np.random.default_rng(seed)
+        subsets = np.argsort(rng.random((MAJORITY_DRAWS, n)), axis=1)[:, :k].astype(np.int64)
+    return float(_majority()(ids_Pn.astype(np.int64), correct_Pn, subsets))
+
+
+def bootstrap_interval(
+    values_P: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean, prompts resampled with replacement, seeded."""
+    means = _bootstrap()(values_P.astype(np.float64), resamples, seed % 2**32)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=1)
+def _bootstrap() -> Callable[..., np.ndarray]:
+    import numba  # half a second that only an evaluation needs
+
+    @numba.njit
+    def bootstrap(values_P, resamples, seed):
+        np.random.seed(seed)
+        means_B = np.empty(resamples)
+        for b in range(resamples):
+            total = 0.0
+            for _ in range(len(values_P)):
+                total += values_P[np.random.randint(len(values_P))]
+            means_B[b] = total / len(values_P)
+        return means_B
+
+    return bootstrap
+
+
+@lru_cache(maxsize=1)
+def _majority() -> Callable[..., float]:
+    import numba
+
+    @numba.njit
+    def majority(ids_Pn, correct_Pn, subsets):
+        total = 0.0
+        votes = np.zeros(ids_Pn.shape[1] + 2, np.int64)
+        right = np.zeros(ids_Pn.shape[1] + 2, np.bool_)
+        for p in range(ids_Pn.shape[0]):
+            for subset in subsets:
+                votes[:] = 0
+                for i in subset:
+                    if ids_Pn[p, i] >= 0:
+                        votes[ids_Pn[p, i]] += 1
+                        right[ids_Pn[p, i]] = correct_Pn[p, i]
+                most = votes.max()
+                if most == 0:
+                    continue
+                winners, won = 0, 0
+                for a in range(len(votes)):
+                    if votes[a] == most:
+                        winners += 1
+                        won += right[a]
+                total += won / winners
+        return total / (ids_Pn.shape[0] * len(subsets))
+
+    return majority
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model to evaluate, and the run it belongs to."""
+
+    model: str  # what `load_model` takes
+    config: Config | None  # the run's; None outside a run
+
+
+def locate(name: str) -> Located:
+    """The model that a name stands for: a run's newest whole checkpoint, a checkpoint, or a model.
+
+    Raises UsageError for a run that has no whole checkpoint.
+    """
+    path = Path(name)
+    if (path / "config.toml").is_file():
+        checkpoint, _ = newest_valid(path / "checkpoints")
+        if checkpoint is None:
+            raise UsageError(f"{path} holds no whole checkpoint; name a model, or resume that run")
+        return Located(str(checkpoint), read_toml(path / "config.toml"))
+    of_run = path.resolve().parent.parent / "config.toml"
+    if path.resolve().parent.name == "checkpoints" and of_run.is_file():
+        return Located(name, read_toml(of_run))
+    return Located(name, None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `fastrl eval` was asked for; 0 and "" mean: as in the run, else the default."""
+
+    model: str
+    data: str = ""
+    config: str = ""  # a TOML file whose [data] and [sampling] are used
+    split: str = "test"
+    samples: int = 16
+    prompts: int = 500
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 0
+
+
+def evaluate_model(
+    request: Request,
+    say: Callable[[str], None],
+    count: Callable[[str, int], Callable[[object], None]],
+) -> Evaluation:
+    """The evaluation that `request` asks for.
+
+    `say` is told of prompts that are too long, `count(name, total)` gives what counts responses.
+    Raises UsageError for counts below 1, an unknown model or data, and lengths that do not fit.
+    """
+    for name, value, least in (
+        ("--samples", request.samples, 1),
+        ("--prompts", request.prompts, 0),
+        ("--max-tokens", request.max_tokens, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{name} is {value}; it must be at least {least}")
+    located = locate(request.model)
+    given = read_toml(request.config) if request.config else located.config
+    config = given or Config()
+    source = request.data or config.data.eval_source or config.data.source
+    own = source in (config.data.source, config.data.eval_source)
+    model, tokenizer = load_model(located.model), load_tokenizer(located.model)
+    context = model.config.max_position
+    max_tokens = request.max_tokens or (
+        given.sampling.max_tokens if given else min(LONGEST, context // 2)
+    )
+    examples = load_examples(
+        source,
+        split=request.split,
+        seed=request.seed,
+        limit=request.prompts or None,
+        template=config.data.template or None if own else None,
+        task_args=config.data.task_args if own else None,
+    )
+    room = context - max_tokens
+    fitting = [e for e in examples if len(tokenizer.encode_chat(e.messages)) <= room]
+    if len(fitting) < len(examples):
+        say(
+            f"{len(examples) - len(fitting)} of {len(examples)} prompts leave no room for"
+            f" {max_tokens} tokens in the context of {context} and are left out"
+        )
+    return evaluate(
+        Sampler(model, eos_token_ids=tokenizer.eos_token_ids, tokenizer=tokenizer),
+        tokenizer,
+        fitting,
+        SamplingParams(
+            n=request.samples,
+            max_tokens=max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            stop=config.sampling.stop,
+        ),
+        seed=request.seed,
+        on_event=count("evaluate", len(fitting) * request.samples),
+    )
