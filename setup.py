@@ -17,7 +17,14 @@ setup(
             sorted(glob("csrc/*.cpp")),
             depends=sorted(glob("csrc/*.h")),  # without it a source distribution lacks the headers
             cxx_std=17,
-            extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread", "-fopenmp-simd"],
+            extra_compile_args=[
+                "-O3",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-pthread",
+                "-fopenmp-simd",
+            ],
             extra_link_args=["-pthread"],
         )
     ],

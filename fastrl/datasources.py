@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastrl.errors import UsageError
 
 TEMPLATE = "{prompt}\n\nThink step by step, then give the final answer inside \\boxed{}."
 SPLITS = ("train", "validation", "test")
+EVERY_ROW = "all"  # the split of a source without splits that holds all its rows
 HELD_OUT = 10  # a row in HELD_OUT of a file without splits is kept for validation, one for testing
 GENERATED = 20_000  # rows of a reasoning-gym source without a limit
 EMBEDDED_ROWS = 4_000  # enough for twice the default run, and read in a second
@@ -86,6 +87,7 @@ def load_examples(
     seed: int = 0,
     limit: int | None = None,
     template: str | None = None,
+    shots: Sequence[str] = (),
     task_args: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Example]:
     """The examples of a `--data` specification.
@@ -93,27 +95,54 @@ def load_examples(
     `source`: "embedded", "reasoning-gym:NAME[+NAME...]", a .jsonl or .parquet file,
     "hf:REPO:SPLIT" or a name in PRESETS. `seed` makes the rows of generated tasks. `template` is
     the user turn with {prompt} in it; None asks to think step by step and to box the answer, except
-    for the embedded task and for rows that come as messages, which stay as they are. Raises
-    UsageError with the way out; a bad row is named by its file, its line and what is wrong.
+    for the embedded task and for rows that come as messages, which stay as they are. `shots` are
+    turns that go before every prompt, user and assistant alternating. Raises UsageError with the
+    way out; a bad row is named by its file, its line and what is wrong. The split "all" is for
+    sources without splits: local files and hf:REPO:SPLIT.
     """
-    if split not in SPLITS:
-        raise UsageError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}")
+    if split not in (*SPLITS, EVERY_ROW):
+        raise UsageError(f"there is no split {split!r}; allowed: {', '.join(SPLITS)}, {EVERY_ROW}")
+    if split == EVERY_ROW and not is_undivided(source):
+        raise UsageError(
+            f"{source} has splits of its own; name one of {', '.join(SPLITS)} instead of 'all'"
+        )
+    if task_args and not source.startswith("reasoning-gym:"):
+        raise UsageError(
+            f"[data.task_args] belongs to reasoning-gym, but the data is {source}; leave it out"
+        )
     if template is not None and "{prompt}" not in template:
         raise UsageError(
             f"the template {template!r} has no {{prompt}}; write it where the question goes"
         )
+    if len(shots) % 2:
+        raise UsageError(
+            f"data.shots has {len(shots)} turns; give pairs, a user's turn and the assistant's"
+        )
+    turns = [{"role": ("user", "assistant")[i % 2], "content": s} for i, s in enumerate(shots)]
     rows = _rows(source, split, seed, limit, task_args or {})
     if template is None and source == "embedded":
         template = "{prompt}"
     examples = [
         _example(i, where, row, template or TEMPLATE) for i, where, row in islice(rows, limit)
     ]
+    if turns:
+        examples = [replace(e, messages=(*turns, *e.messages)) for e in examples]
     if not examples:
         raise UsageError(
             f"{source} has no rows in its {split} split (without splits of its own, one row in"
             f" {HELD_OUT} is for validation and one for testing); give more rows, or another --data"
         )
     return examples
+
+
+def is_undivided(source: str) -> bool:
+    """Whether a source has no splits of its own, so that rows are held out by hash."""
+    return source.startswith("hf:") or source.endswith((".jsonl", ".parquet"))
+
+
+def test_split(source: str, trained_on: str) -> str:
+    """The split to test on: every row of an undivided source that is not the one trained on."""
+    return EVERY_ROW if is_undivided(source) and source != trained_on else "test"
 
 
 Row = tuple[int, str, Mapping[str, Any]]  # stable id, where it stands, its columns
@@ -282,7 +311,7 @@ def _file(path: Path) -> Iterator[Row]:
 
 def _json_object(where: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.rstrip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UsageError(f"{where} is no JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError as error:
@@ -300,7 +329,12 @@ def _held_out(rows: Iterable[Row], split: str) -> Iterator[Row]:
     A row goes by its question: one in HELD_OUT to validation, one to the test split, the rest to
     training, and a question that stands twice never stands on both sides.
     """
-    parts = {"validation": range(0, 1), "test": range(1, 2), "train": range(2, HELD_OUT)}[split]
+    parts = {
+        "validation": range(0, 1),
+        "test": range(1, 2),
+        "train": range(2, HELD_OUT),
+        EVERY_ROW: range(HELD_OUT),
+    }[split]
     return (row for row in rows if _part(row) in parts)
 
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from fastrl.checkpoint import newest_valid
 from fastrl.config import Config, read_toml
-from fastrl.datasources import Example, load_examples
+from fastrl.datasources import Example, load_examples, test_split
 from fastrl.errors import UsageError
 from fastrl.grading import grade
 from fastrl.model import load_model
+from fastrl.prompts import Tokenized
 from fastrl.sampler import Event, PromptKey, Sampler, SamplingParams
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.types import Completion, Grade
@@ -249,7 +250,7 @@ class Request:
     model: str
     data: str = ""
     config: str = ""  # a TOML file whose [data] and [sampling] are used
-    split: str = "test"
+    split: str = ""
     samples: int = 16
     prompts: int = 500
     seed: int = 0
@@ -287,23 +288,20 @@ def evaluate_model(
     )
     examples = load_examples(
         source,
-        split=request.split,
+        split=request.split or test_split(source, given.data.source if given else ""),
         seed=request.seed,
         limit=request.prompts or None,
         template=config.data.template or None if own else None,
-        task_args=config.data.task_args if own else None,
+        shots=config.data.shots if own else (),
+        task_args=config.data.task_args if source == config.data.source else None,
     )
-    room = context - max_tokens
-    fitting = [e for e in examples if len(tokenizer.encode_chat(e.messages)) <= room]
-    if len(fitting) < len(examples):
-        say(
-            f"{len(examples) - len(fitting)} of {len(examples)} prompts leave no room for"
-            f" {max_tokens} tokens in the context of {context} and are left out"
-        )
+    fitting = Tokenized(examples, tokenizer, context - max_tokens)
+    for line in fitting.report():
+        say(line)
     return evaluate(
         Sampler(model, eos_token_ids=tokenizer.eos_token_ids, tokenizer=tokenizer),
         tokenizer,
-        fitting,
+        fitting.examples,
         SamplingParams(
             n=request.samples,
             max_tokens=max_tokens,
@@ -312,5 +310,5 @@ def evaluate_model(
             stop=config.sampling.stop,
         ),
         seed=request.seed,
-        on_event=count("evaluate", len(fitting) * request.samples),
+        on_event=count("evaluate", len(fitting.examples) * request.samples),
     )

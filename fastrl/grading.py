@@ -153,7 +153,7 @@ def _grade_lines(
 
 def _row(line: bytes) -> dict:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.rstrip().decode("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:

@@ -1,14 +1,16 @@
 """The losses of policy-gradient training as functions of log-probs and entropies of N rows.
 
 A loss is `loss_fn(logprobs, entropy, rows) -> scalar`. Everything here is such a function, made
-from a LossSpec; autograd on it gives each row's coefficients dL/dlogprob and dL/dentropy, from which
-`fastrl.ops` writes the gradient of the logits. Legend: N: rows (tokens), S: sequences.
+from a LossSpec; autograd on it gives each row's coefficients dL/dlogprob and dL/dentropy, from
+which `fastrl.ops` writes the gradient of the logits. Legend: N: rows (tokens), S: sequences.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +64,15 @@ class LossSpec:
                 f"LossSpec.clip_low {self.clip_low} must lie in 0..1 and clip_high"
                 f" {self.clip_high} must not be negative"
             )
+        for name in ("kl_coef", "entropy_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"LossSpec.{name} is {getattr(self, name)}; it must be finite")
+        if self.kl_coef and self.kl_estimator is None:
+            names = ", ".join(map(repr, KL_ESTIMATORS))
+            raise UsageError(
+                f"LossSpec.kl_coef is {self.kl_coef} without a kl_estimator; name one of {names},"
+                " or leave kl_coef at 0"
+            )
         if not self.sampler_correction_cap > 0:
             raise UsageError(
                 f"LossSpec.sampler_correction_cap is {self.sampler_correction_cap}; it must be"
@@ -113,7 +124,7 @@ class Rows:
 
     def select(self, index: Tensor | slice) -> Rows:
         """The same for some of the rows; sequences are lost."""
-        vectors = {
+        vectors: dict[str, Any] = {
             f.name: None if (v := getattr(self, f.name)) is None else v[index]
             for f in fields(self)
             if f.name != "cu_seqlens"
@@ -158,18 +169,13 @@ def row_losses(spec: LossSpec, logprobs: Tensor, entropy: Tensor, rows: Rows) ->
     if spec.loss == "reinforce":
         loss = -advantages * logprobs
     elif spec.loss == "cispo":
-        ratio = log_ratio.exp().clamp(1 - spec.clip_low, 1 + spec.clip_high).detach()
+        ratio = clip_log_ratio(spec, log_ratio, advantages).exp().detach()
         loss = -advantages * ratio * logprobs
     else:
         if spec.loss == "gspo":
             log_ratio = sequence_sum(log_ratio, rows, mean=True)
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
-        loss = -torch.minimum(ratio * advantages, clipped * advantages)
-        if spec.dual_clip is not None:
-            bounded = torch.minimum(loss, -spec.dual_clip * advantages)
-            loss = torch.where(advantages < 0, bounded, loss)
-    if spec.sampler_correction is not None and rows.sampler_logprobs is not None:
+        loss = -advantages * clip_log_ratio(spec, log_ratio, advantages).exp()
+    if spec.sampler_correction is not None:
         loss = loss * sampler_weights(spec, old.detach(), rows)
     if spec.kl_estimator is not None and spec.kl_coef:
         assert rows.ref_logprobs is not None
@@ -177,6 +183,31 @@ def row_losses(spec: LossSpec, logprobs: Tensor, entropy: Tensor, rows: Rows) ->
     if spec.entropy_coef:
         loss = loss - spec.entropy_coef * entropy
     return loss if rows.row_weights is None else loss * rows.row_weights
+
+
+def clip_log_ratio(spec: LossSpec, log_ratio: Tensor, advantages: Tensor) -> Tensor:
+    """log rho where the loss uses rho, the log of the bound where it uses that, [N].
+
+    min(rho A, clip(rho) A) is A min(rho, 1 + high) for A >= 0, else A max(rho, 1 - low). Clipped
+    before the exponential: a rho beyond the largest number would leave inf * 0 in its gradient.
+    """
+    low = math.log1p(-spec.clip_low) if spec.clip_low < 1 else -math.inf
+    high = math.log1p(spec.clip_high)
+    if spec.loss == "cispo":
+        return log_ratio.clamp(low, high)
+    dual = math.inf if spec.dual_clip is None else math.log(spec.dual_clip)
+    return torch.where(advantages < 0, log_ratio.clamp(low, dual), log_ratio.clamp(max=high))
+
+
+def clipped_rows(spec: LossSpec, logprobs: Tensor, rows: Rows) -> Tensor:
+    """Which rows' loss uses a bound in place of the ratio to old_logprobs, bool [N]."""
+    if spec.loss == "reinforce":
+        return torch.zeros_like(rows.mask)
+    assert rows.old_logprobs is not None
+    log_ratio = torch.where(rows.mask, logprobs - rows.old_logprobs, 0.0)
+    if spec.loss == "gspo":
+        log_ratio = sequence_sum(log_ratio, rows, mean=True)
+    return rows.mask & (clip_log_ratio(spec, log_ratio, rows.advantages) != log_ratio)
 
 
 def kl_rows(estimator: str, logprobs: Tensor, old: Tensor, ref: Tensor) -> Tensor:
@@ -194,7 +225,7 @@ def kl_rows(estimator: str, logprobs: Tensor, old: Tensor, ref: Tensor) -> Tenso
 
 
 def sampler_weights(spec: LossSpec, trainer_logprobs: Tensor, rows: Rows) -> Tensor:
-    """The detached importance weight of each row, from the sampler's policy to the trainer's, [N]."""
+    """The detached importance weight of each row, the trainer's policy over the sampler's, [N]."""
     assert rows.sampler_logprobs is not None and spec.sampler_correction is not None
     level, _, action = spec.sampler_correction.partition("_")
     log_ratio = trainer_logprobs - rows.sampler_logprobs
@@ -224,11 +255,14 @@ def sequence_index(cu_seqlens: Tensor, rows: int) -> tuple[Tensor, int]:
     return index.repeat_interleave(lengths, output_size=rows), len(lengths)
 
 
-def aggregation_weights(spec: LossSpec, mask: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
+def aggregation_weights(
+    spec: LossSpec, mask: Tensor, cu_seqlens: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
     """The weight of each row that `loss_agg_mode` asks for before the division; None for all 1."""
     if spec.loss_agg_mode != "seq-mean-token-mean":
         return None
     assert cu_seqlens is not None
     sequence_N, count = sequence_index(cu_seqlens, len(mask))
-    tokens = torch.zeros(count, device=mask.device).index_add(0, sequence_N, mask.float())
+    tokens = torch.zeros(count, dtype=dtype, device=mask.device)
+    tokens = tokens.index_add(0, sequence_N, mask.to(dtype))
     return 1 / tokens.clamp(min=1)[sequence_N]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +20,14 @@ from fastrl.checkpoint import (
     write_checkpoint,
 )
 from fastrl.config import Config, read_toml
+from fastrl.datasources import Example, load_examples, test_split
 from fastrl.errors import UsageError
 from fastrl.evaluate import Evaluation, evaluate
 from fastrl.losses import LossSpec
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.optim import Optimizer
-from fastrl.prompts import Example, PromptStream, load_examples
+from fastrl.prompts import PromptStream, Tokenized
 from fastrl.rewards import Rewarder
 from fastrl.run_directory import RunDirectory
 from fastrl.sampler import Sampler, SamplingParams
@@ -52,8 +53,8 @@ class Run:
     sampling: SamplingParams
     prompts: PromptStream
     rewarder: Rewarder
-    validation: Sequence[Example]
-    test: Sequence[Example]
+    held_out: Mapping[str, Sequence[Example]]  # "validation" and "test", where asked for
+    notes: list[str]  # what the user should know before the first step
     step: int  # optimiser steps done
     tokens_sampled: int
 
@@ -62,12 +63,10 @@ class Run:
 
         Does nothing without prompts, and where the line of this step is there already.
         """
-        examples = self.validation if split == "validation" else self.test
+        examples = self.held_out.get(split, ())
         if not examples or self.directory.has_evaluation(self.step, split):
             return
-        params = replace(
-            self.sampling, n=self.config.eval.samples, temperature=1.0, ignore_eos=False
-        )
+        params = replace(self.sampling, n=self.config.eval.samples, ignore_eos=False)
         evaluation = evaluate(
             self.sampler,
             self.tokenizer,
@@ -94,7 +93,13 @@ class Run:
             max_tokens=learner.max_tokens_per_batch,
             device=next(learner.policy.parameters()).device,
         )
-        scores = score_responses(learner.policy, learner.reference, batches, completions, 1.0)
+        scores = score_responses(
+            learner.policy,
+            learner.reference,
+            batches,
+            completions,
+            learner.objective.temperature,
+        )
         return float(np.mean(scores.policy_logprob_R - scores.ref_logprob_R))
 
     def save_checkpoint(self) -> Path:
@@ -200,8 +205,8 @@ def start(config: Config) -> Run:
             f" {config.model.sha256[:12]}... of the configuration; give the model the run was"
             " made for"
         )
-    if Path(name).is_dir():
-        name = str(Path(name).resolve())
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser().resolve())
     config = replace(config, model=replace(config.model, name=name, sha256=digest))
     run = assemble(config, model_path)
     run.directory = RunDirectory.create(config)
@@ -253,17 +258,26 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
     data = config.data
     room = longest_prompt(config, policy.config.max_position)
 
-    def examples(split: str, limit: int) -> list[Example]:
-        source = data.source if split == "train" else data.eval_source or data.source
-        return load_examples(
+    def prompts(source: str, split: str, limit: int) -> Tokenized:
+        examples = load_examples(
             source,
             split=split,
             seed=config.train.seed,
             limit=limit or None,
             template=data.template or None,
-            task_args=data.task_args,
+            shots=data.shots,
+            task_args=data.task_args if source == data.source else None,
         )
+        return Tokenized(examples, tokenizer, room)
 
+    sets = {"train": prompts(data.source, "train", data.limit)}
+    if config.eval.prompts:
+        sets["validation"] = prompts(data.source, "validation", config.eval.prompts)
+    if config.eval.test_prompts:
+        source = data.eval_source or data.source
+        sets["test"] = prompts(source, test_split(source, data.source), config.eval.test_prompts)
+
+    notes = [f"{split}: {line}" for split, found in sets.items() for line in found.report()]
     return Run(
         config=config,
         directory=RunDirectory(Path()),
@@ -299,12 +313,10 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
             seed=config.train.seed,
             ignore_eos=sampling.ignore_eos,
         ),
-        prompts=PromptStream(
-            examples("train", data.limit), tokenizer, seed=config.train.seed, max_prompt_tokens=room
-        ),
+        prompts=PromptStream(sets.pop("train"), seed=config.train.seed),
         rewarder=rewarder,
-        validation=examples("validation", config.eval.prompts) if config.eval.prompts else [],
-        test=examples("test", config.eval.test_prompts) if config.eval.test_prompts else [],
+        held_out={split: found.examples for split, found in sets.items()},
+        notes=notes,
         step=0,
         tokens_sampled=0,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.config import Config, read_toml
+from fastrl.config import Config, parse_overrides, read_toml
 from fastrl.objectives import check_contradictions
 from fastrl.run import check_numbers, loss_spec
 
@@ -17,6 +17,13 @@ def test_a_shipped_configuration_is_accepted(path):
     check_contradictions(config)
     check_numbers(config)
     loss_spec(config)
+
+
+@pytest.mark.parametrize("objective", ["sharpen", "task", "tilted"])
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem != "null"], ids=lambda p: p.stem)
+def test_a_recipe_takes_every_objective_on_the_command_line(path, objective):
+    config = parse_overrides(read_toml(path), ["--objective", objective])
+    assert check_contradictions(config).name == objective
 
 
 def test_the_quickstart_is_the_default_run():

@@ -4,7 +4,7 @@ import pytest
 
 from fastrl.config import RewardConfig
 from fastrl.errors import UsageError
-from fastrl.rewards import RewardError, Rewarder
+from fastrl.rewards import Rewarder, RewardError
 from fastrl.types import Completion, Prompt
 
 MODULE = """

@@ -81,7 +81,7 @@ class Sampler:
     ) -> None:
         for name, value in (
             ("block_size", block_size),
-            ("num_blocks", num_blocks or 1),
+            ("num_blocks", 1 if num_blocks is None else num_blocks),
             ("max_batch_tokens", max_batch_tokens),
             ("max_running", max_running),
         ):
@@ -115,10 +115,12 @@ class Sampler:
         "cancelled". Raises UsageError, before any work, for what can never be sampled.
         """
         started = time.perf_counter()
+        self.stats = SamplerStats()
         groups = self._groups(prompt_token_ids, params, prompt_keys)
         if not groups:
             return []
         check_range("step", step)
+        check_range("token", self.model.valid_vocab - 1)
         call = self._begin(groups, step, stream, on_event)
         while not call.scheduler.done and not call.cancelled:
             self._advance(call, call.scheduler.schedule())
@@ -189,6 +191,7 @@ class Sampler:
             cache = PagedCache(self.model, num_blocks, self.block_size, self.poison)
         self._cache = cache
         pool = BlockPool(cache.num_blocks, cache.forget if self.poison else None)
+        cache.forget(pool.free)  # a call that raised left its own
         scheduler = Scheduler(
             pool,
             groups,

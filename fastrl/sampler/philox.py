@@ -29,7 +29,14 @@ except ImportError:  # the definition below runs; `fastrl doctor` says so
 STREAMS = {"train": 0, "eval": 1, "baseline": 2}
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-LIMITS = {"position": 1 << 20, "response": 1 << 12, "draw": 1 << 14, "id": 1 << 32, "step": 1 << 32}
+LIMITS = {
+    "position": 1 << 20,
+    "response": 1 << 12,
+    "token": 1 << 20,
+    "draw": 1 << 14,
+    "id": 1 << 32,
+    "step": 1 << 32,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def make_key(seed: int, stream: str) -> tuple[int, int]:
         raise UsageError(f"the seed is {seed}; it must lie in 0..2^56 - 1")
     number = STREAMS.get(stream)
     attempt = stream.removeprefix("attempt-")
-    if number is None and attempt != stream and attempt.isdigit():
+    if number is None and attempt != stream and attempt.isdecimal():
         number = 3 + int(attempt)
     if number is None or number > 255:
         raise UsageError(
@@ -104,5 +111,5 @@ def uniforms(
     counter = np.empty((len(c0), len(blocks), 4), np.uint32)
     counter[..., 0], counter[..., 1] = c0[:, None], blocks | draws[:, None]
     counter[..., 2], counter[..., 3] = ids[:, None], step
-    words = philox(counter, *key).reshape(len(c0), -1)[:, :vocab]
+    words = philox(counter, *key).reshape(len(c0), 4 * len(blocks))[:, :vocab]
     return ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)

@@ -33,7 +33,6 @@ class PagedCache:
             ]
             for _ in range(2)
         )
-        self.forget(list(range(1, num_blocks + 1)))
 
     def forget(self, blocks: list[int]) -> None:
         """With `poison`, fill blocks that nobody owns with NaN: reading one shows."""

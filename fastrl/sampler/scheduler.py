@@ -89,7 +89,7 @@ class Scheduler:
         return bool(self.slots) and self.pool.can_allocate(self._tail(parent))
 
     def fork(self, parent: Sequence, child: Sequence) -> tuple[int, int] | None:
-        """Share the parent's full blocks with `child`; the tail block's copy (from, to), or None."""
+        """Share the parent's full blocks; the copy (from, to) that the tail block needs, or None."""
         full = len(parent.blocks) - self._tail(parent)
         self.pool.share(parent.blocks[:full])
         child.blocks = parent.blocks[:full] + self.pool.allocate(self._tail(parent))

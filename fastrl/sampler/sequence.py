@@ -32,7 +32,11 @@ class SamplingParams:
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (self.top_k >= 0, "top_k", "0 (no limit) or positive"),
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1"),
-            (all(self.stop), "stop", "strings that are not empty"),
+            (
+                not isinstance(self.stop, str) and all(self.stop),
+                "stop",
+                "a tuple of strings that are not empty",
+            ),
         ):
             if not ok:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
