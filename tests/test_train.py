@@ -18,7 +18,8 @@ from fastrl.cli import main
 from fastrl.metrics import METRICS
 
 SMALL = [
-    "--train.max_steps", "4", "--sampling.prompts_per_step", "4", "--sampling.responses_per_prompt", "4",
+    "--train.max_steps", "4",
+    "--sampling.prompts_per_step", "4", "--sampling.responses_per_prompt", "4",
     "--eval.prompts", "4", "--eval.test_prompts", "6", "--eval.samples", "2", "--eval.every", "2",
     "--checkpoint.every", "2", "--optim.warmup_steps", "0",
 ]  # fmt: skip

@@ -62,11 +62,11 @@ class Scheduler:
                 continue
             chunks.append(Chunk(sequence, sequence.cached, end))
             budget -= end - sequence.cached
-        while budget > 0 and (sequence := self._next()) and self.can_admit(sequence):
-            self.admit(sequence)
-            end = min(sequence.total, budget)
-            self._extend(sequence, end)
-            chunks.append(Chunk(sequence, 0, end))
+        while budget > 0 and (newcomer := self._next()) and self.can_admit(newcomer):
+            self.admit(newcomer)
+            end = min(newcomer.total, budget)
+            self._extend(newcomer, end)
+            chunks.append(Chunk(newcomer, 0, end))
             budget -= end
         assert chunks or self.done, "a pool that fits every sequence alone always has work"
         return chunks
@@ -89,7 +89,7 @@ class Scheduler:
         return bool(self.slots) and self.pool.can_allocate(self._tail(parent))
 
     def fork(self, parent: Sequence, child: Sequence) -> tuple[int, int] | None:
-        """Share the parent's full blocks; the copy (from, to) that the tail block needs, or None."""
+        """Share the parent's full blocks; the copy (from, to) that its tail needs, or None."""
         full = len(parent.blocks) - self._tail(parent)
         self.pool.share(parent.blocks[:full])
         child.blocks = parent.blocks[:full] + self.pool.allocate(self._tail(parent))

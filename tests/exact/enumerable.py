@@ -88,15 +88,23 @@ def all_responses() -> list[tuple[int, ...]]:
     return ended + prefixes
 
 
-def task_reward(response: tuple[int, ...]) -> float:
+def ends_well(response: tuple[int, ...]) -> float:
     """1 for a response that ends after a symbol of the first half."""
     return float(response[-1] == END and len(response) > 1 and response[-2] <= SYMBOLS // 2)
 
 
+def contains(response: tuple[int, ...]) -> float:
+    """1 for a response with symbol 3, wherever it stands."""
+    return float(3 in response)
+
+
+TASKS = {"ends_well": ends_well, "contains": contains}
+
+
 @functools.cache
-def all_task_rewards() -> torch.Tensor:
+def all_task_rewards(task: str) -> torch.Tensor:
     """r of every response, fp64 [R]."""
-    return torch.tensor([task_reward(y) for y in all_responses()], dtype=torch.float64)
+    return torch.tensor([TASKS[task](y) for y in all_responses()], dtype=torch.float64)
 
 
 def total_variation(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
@@ -110,6 +118,7 @@ class Training:
 
     config: ObjectiveConfig
     seed: int
+    task: str = "ends_well"
     prompts: tuple[int, ...] = PROMPTS[:1]
     group_size: int = 256
     rewards: list[np.ndarray] = field(default_factory=list)  # R of each step's responses
@@ -147,22 +156,23 @@ class Training:
         for step in range(steps):
             optimizer.config = replace(optimizer.config, lr=lr * (1 - step / steps))
             groups = [
-                [
-                    Scored(Prompt(p, step, (), (p,), ""), c, "", None, task_reward(c.token_ids))
-                    for c in group
-                ]
-                for p, group in zip(self.prompts, self.sample(step), strict=True)
+                [self._scored(prompt, completion) for completion in group]
+                for prompt, group in zip(self.prompts, self.sample(step), strict=True)
             ]
             result = train_step(self.learner, groups, step)
             self.rewards.append(result.reward_R)
         return result
+
+    def _scored(self, prompt: int, completion: Completion) -> Scored:
+        r = TASKS[self.task](completion.token_ids)
+        return Scored(Prompt(prompt, 0, (), (prompt,), ""), completion, "", None, r)
 
     def target(self, prompt: int) -> tuple[torch.Tensor, float]:
         """The stated optimum p^alpha exp(r / beta) / Z as logs, [R], and log Z."""
         objective = self.learner.objective
         weight = (objective.alpha or 1.0) * log_distribution(self.learner.reference, prompt)
         if objective.beta:
-            weight = weight + all_task_rewards() / objective.beta
+            weight = weight + all_task_rewards(self.task) / objective.beta
         log_z = weight.logsumexp(0)
         return weight - log_z, float(log_z)
 
