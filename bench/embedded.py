@@ -27,7 +27,7 @@ from fastrl.embedded import DIRECTORIES
 from fastrl.embedded.measure import FIGURES
 from fastrl.evaluate import bootstrap_interval
 
-OBJECTIVES = ("sharpen", "task")
+DEFAULT = "embedded:0.25"
 
 
 def train(model: str, objective: str, seed: int, runs_dir: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [r for r in rows if r["model"] == model]
         row: dict[str, Any] = {"model": model, **figures[model]["all"]}
         row["base"] = spread([r["base"]["accuracy"] for r in own if r["objective"] == "sharpen"])
-        for objective in OBJECTIVES:
+        for objective in sorted({r["objective"] for r in own}):
             some = [r for r in own if r["objective"] == objective]
             row[objective] = spread([r["trained"]["accuracy"] for r in some])
             gains = [r["trained"]["accuracy"] - r["base"]["accuracy"] for r in some]
@@ -105,9 +105,10 @@ def markdown(rows: list[dict[str, Any]], seeds: int) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
+        task = cell(row["task"]) if "task" in row else "not run"
         lines.append(
             f"| `{row['model']}` | {cell(row['base'])} | {row['covariance']:+.2f} nats |"
-            f" {100 * row['power_accuracy']:.1f} | {cell(row['sharpen'])} | {cell(row['task'])} |"
+            f" {100 * row['power_accuracy']:.1f} | {cell(row['sharpen'])} | {task} |"
         )
     note = f"Accuracy in % on the test split: mean and 95 % bootstrap interval over {seeds} seeds."
     return "\n".join([*lines, "", note])
@@ -134,7 +135,7 @@ def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], path: Path) -> 
     left.set_xlabel("predicted from samples of the base model, points")
     left.set_ylabel("reached after training, points")
     left.set_title("what `sharpen` does to accuracy", fontsize=10)
-    for model, objective in itertools.product(DIRECTORIES, OBJECTIVES):
+    for model, objective in sorted({(r["model"], r["objective"]) for r in runs}):
         curves = [
             r["rollout_accuracy"]
             for r in runs
@@ -163,9 +164,11 @@ def main() -> int:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--out-dir", type=Path, default=Path(__file__).parent / "results")
     known = parser.parse_args()
+    cases = [*((model, "sharpen") for model in DIRECTORIES), (DEFAULT, "task")]
     jobs = [
         (model, objective, seed, known.runs_dir)
-        for seed, objective, model in itertools.product(range(known.seeds), OBJECTIVES, DIRECTORIES)
+        for seed in range(known.seeds)
+        for model, objective in cases
     ]
     with ThreadPoolExecutor(known.jobs) as pool:
         results = pool.map(lambda job: train(*job), jobs)

@@ -127,18 +127,21 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = setting(4e-4, "peak learning rate")
+    lr: float = setting(6e-4, "peak learning rate")
     betas: tuple[float, ...] = setting((0.9, 0.999), "AdamW's betas")
     eps: float = setting(1e-8, "AdamW's epsilon")
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay")
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0: none")
     warmup_steps: int = setting(5, "steps of linear warm-up")
     warmup_from: float = setting(0.1, "share of the learning rate at the first step")
+    schedule: Literal["constant", "linear"] = setting(
+        "linear", "after the warm-up: constant, or linear to 0 at the end of the run"
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    max_steps: int = setting(60, "optimiser steps")
+    max_steps: int = setting(100, "optimiser steps")
     seed: int = setting(42, "of every random number of the run")
     output_dir: str = setting("", "run directory; empty: runs/OBJECTIVE-DATE")
     max_tokens_per_batch: int = setting(8192, "rows of a micro-batch")
@@ -150,14 +153,14 @@ class EvalConfig:
     prompts: int = setting(128, "held-out prompts for the evaluations during the run; 0: none")
     samples: int = setting(4, "responses a prompt")
     every: int = setting(
-        20, "steps between evaluations on the validation split; 0: only at the ends"
+        25, "steps between evaluations on the validation split; 0: only at the ends"
     )
     test_prompts: int = setting(256, "test prompts for the final table; 0: no final table")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = setting(20, "steps between checkpoints; 0: only the last")
+    every: int = setting(25, "steps between checkpoints; 0: only the last")
 
 
 @dataclass(frozen=True)

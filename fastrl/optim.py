@@ -18,7 +18,8 @@ class Optimizer:
     kept here, that round into the model's tensors at the end of `step`.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int = 0) -> None:
+        """`total_steps`: steps of the whole run, which the linear schedule falls over."""
         if len(config.betas) != 2 or not all(0 <= b < 1 for b in config.betas):
             raise UsageError(
                 f"optim.betas is {config.betas}; give two numbers from 0 up to below 1"
@@ -28,7 +29,9 @@ class Optimizer:
                 f"optim.lr {config.lr}, warmup_steps {config.warmup_steps} and grad_clip "
                 f"{config.grad_clip} must not be negative"
             )
-        self.config = config
+        if config.schedule == "linear" and total_steps < 1:
+            raise UsageError(f"the linear schedule falls over the run's steps, not {total_steps}")
+        self.config, self.total_steps = config, total_steps
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.masters = [
@@ -44,11 +47,15 @@ class Optimizer:
         )
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of step `step` (from 0): linear warm-up, then constant."""
+        """The learning rate of step `step` (from 0): linear warm-up, then constant or falling."""
         config = self.config
-        if step >= config.warmup_steps:
-            return config.lr
-        share = config.warmup_from + (1 - config.warmup_from) * step / config.warmup_steps
+        if step < config.warmup_steps:
+            share = config.warmup_from + (1 - config.warmup_from) * step / config.warmup_steps
+        elif config.schedule == "linear":
+            left = self.total_steps - step
+            share = max(0, left) / max(1, self.total_steps - config.warmup_steps)
+        else:
+            share = 1.0
         return config.lr * share
 
     def step(self, step: int) -> float:

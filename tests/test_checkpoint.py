@@ -28,7 +28,7 @@ from fastrl.optim import Optimizer
 def trained():
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
-    optimizer = Optimizer(model, OptimConfig())
+    optimizer = Optimizer(model, OptimConfig(schedule="constant"))
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step(0)
@@ -50,7 +50,7 @@ def test_what_was_written_comes_back(tmp_path, trained):
     path = write(tmp_path, trained, 5)
     assert path == tmp_path / "step_5" and damage(path) is None
     assert read_state(path) == TrainerState(5, 160, 5000)
-    again = Optimizer(trained[0], OptimConfig())
+    again = Optimizer(trained[0], OptimConfig(schedule="constant"))
     read_optimizer(path, again)
     saved, loaded = trained[1].state_tensors(), again.state_tensors()
     assert saved.keys() == loaded.keys()

@@ -1,6 +1,7 @@
 """The optimiser: clipping, warm-up, masters, and a state that comes back to the same bits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ def set_grads(m, step):
 
 def test_equals_torchs_adamw_with_clipping():
     ours, theirs = model(), model()
-    config = OptimConfig(lr=1e-2, weight_decay=0.1, grad_clip=0.5, warmup_steps=0)
+    config = OptimConfig(
+        schedule="constant", lr=1e-2, weight_decay=0.1, grad_clip=0.5, warmup_steps=0
+    )
     optimizer = Optimizer(ours, config)
     reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
     for step in range(5):
@@ -37,15 +40,23 @@ def test_equals_torchs_adamw_with_clipping():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_warm_up():
-    optimizer = Optimizer(model(), OptimConfig(lr=2.0, warmup_steps=4, warmup_from=0.1))
+def test_warm_up_then_constant_or_falling():
+    config = OptimConfig(lr=2.0, warmup_steps=4, warmup_from=0.1, schedule="constant")
+    optimizer = Optimizer(model(), config)
     rates = [optimizer.lr_at(step) for step in range(6)]
     assert rates == pytest.approx([0.2, 0.65, 1.1, 1.55, 2.0, 2.0])
+    optimizer = Optimizer(model(), replace(config, schedule="linear"), total_steps=8)
+    rates = [optimizer.lr_at(step) for step in range(9)]
+    assert rates == pytest.approx([0.2, 0.65, 1.1, 1.55, 2.0, 1.5, 1.0, 0.5, 0.0])
+    with pytest.raises(UsageError, match="linear schedule"):
+        Optimizer(model(), replace(config, schedule="linear"))
 
 
 def test_narrow_parameters_have_masters_that_keep_small_steps():
     m = model(torch.bfloat16)
-    config = OptimConfig(lr=1e-5, weight_decay=0.0, grad_clip=0.0, warmup_steps=0)
+    config = OptimConfig(
+        schedule="constant", lr=1e-5, weight_decay=0.0, grad_clip=0.0, warmup_steps=0
+    )
     optimizer = Optimizer(m, config)
     pointers = [p.data_ptr() for p in m.parameters()]
     start = [master.clone() for master in optimizer.masters]
@@ -63,7 +74,7 @@ def test_narrow_parameters_have_masters_that_keep_small_steps():
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
     m = model()
-    optimizer = Optimizer(m, OptimConfig())
+    optimizer = Optimizer(m, OptimConfig(schedule="constant"))
     before = [p.detach().clone() for p in m.parameters()]
     set_grads(m, 0)
     next(m.parameters()).grad[0] = math.nan
@@ -73,7 +84,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_state_comes_back_to_the_same_bits(dtype):
-    config = OptimConfig(lr=1e-2, warmup_steps=0)
+    config = OptimConfig(schedule="constant", lr=1e-2, warmup_steps=0)
     one = model(dtype)
     optimizer = Optimizer(one, config)
     for step in range(3):
@@ -91,13 +102,13 @@ def test_the_state_comes_back_to_the_same_bits(dtype):
 
 
 def test_a_state_of_another_model_is_refused():
-    optimizer = Optimizer(model(), OptimConfig())
+    optimizer = Optimizer(model(), OptimConfig(schedule="constant"))
     with pytest.raises(UsageError, match="has not"):
         optimizer.load_state_tensors({"exp_avg.x": torch.zeros(1)})
 
 
 def test_settings_out_of_range():
     with pytest.raises(UsageError, match="betas"):
-        Optimizer(model(), OptimConfig(betas=(0.9,)))
+        Optimizer(model(), OptimConfig(schedule="constant", betas=(0.9,)))
     with pytest.raises(UsageError, match="negative"):
-        Optimizer(model(), OptimConfig(lr=-1.0))
+        Optimizer(model(), OptimConfig(schedule="constant", lr=-1.0))

@@ -154,6 +154,12 @@ def test_equal_logits_are_taken_in_the_order_of_their_ids():
     assert kept_ids([0.0, 0.0, 1.0, 0.0, 0.0], SamplingParams(top_k=3)) == {0, 1, 2}
     assert kept_ids([1.0, 1.0, 1.0, 1.0], SamplingParams(top_p=0.5)) == {0, 1}
     assert kept_ids([1.0, 1.0, 0.9, 1.0], SamplingParams(min_p=1.0)) == {0, 1, 3}
+    many = torch.zeros(1, 50_000)
+    many[:, ::3] = 1.0
+    keep = kept(many, [SamplingParams(top_k=20_000)])[0]
+    assert keep[::3].all()
+    others = torch.arange(50_000)[torch.arange(50_000) % 3 > 0]
+    assert keep[others].nonzero()[:, 0].tolist() == list(range(20_000 - len(many[0, ::3])))
 
 
 def test_no_limit_keeps_every_token():

@@ -112,20 +112,38 @@ def total_variation(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
     return 0.5 * float((log_p.exp() - log_q.exp()).abs().sum())
 
 
+def bigrams(log_p: torch.Tensor) -> torch.Tensor:
+    """The q of least KL(p || q) whose next token depends on its position and the last token."""
+    *ended, mass = log_p.exp().split([SYMBOLS**depth for depth in [*range(MAX_TOKENS), MAX_TOKENS]])
+    next_token: list[torch.Tensor] = []
+    for stop in reversed(ended):
+        next_token.insert(0, torch.cat([stop[:, None], mass.view(-1, SYMBOLS)], 1))
+        mass = next_token[0].sum(1)
+    parts, prefix = [], torch.ones(1, dtype=torch.float64)
+    for depth, table in enumerate(next_token):
+        rows = table.view(-1, SYMBOLS if depth else 1, SYMBOLS + 1).sum(0)
+        rows = (rows / rows.sum(1, keepdim=True)).repeat(len(prefix) // len(rows), 1)
+        parts.append(prefix * rows[:, END])
+        prefix = (prefix[:, None] * rows[:, END + 1 :]).flatten()
+    return torch.cat([*parts, prefix]).log()
+
+
 @dataclass
 class Training:
     """A decoder on its way to an objective, by the command line's defaults but for AdamW's."""
 
-    config: ObjectiveConfig
+    objective: ObjectiveConfig
     seed: int
     task: str = "ends_well"
     prompts: tuple[int, ...] = PROMPTS[:1]
     group_size: int = 256
-    rewards: list[np.ndarray] = field(default_factory=list)  # R of each step's responses
+    rewards: list[np.ndarray] = field(default_factory=list)  # [prompts, group] of each step
 
     def __post_init__(self) -> None:
-        optim = OptimConfig(betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, grad_clip=0.0)
-        config = Config(objective=self.config, optim=optim)
+        optim = OptimConfig(
+            schedule="constant", betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, grad_clip=0.0
+        )
+        config = Config(objective=self.objective, optim=optim)
         spec, advantage = loss_spec(config)
         self.policy = random_decoder(self.seed)
         self.learner = Learner(
@@ -160,7 +178,7 @@ class Training:
                 for prompt, group in zip(self.prompts, self.sample(step), strict=True)
             ]
             result = train_step(self.learner, groups, step)
-            self.rewards.append(result.reward_R)
+            self.rewards.append(result.reward_R.reshape(len(groups), -1))
         return result
 
     def _scored(self, prompt: int, completion: Completion) -> Scored:

@@ -20,7 +20,7 @@ from fastrl.train import Learner, StepResult, train_step
 from fastrl.types import Completion, Prompt, Scored
 
 END = 0
-OPTIM = OptimConfig(lr=0.1, weight_decay=0.0, warmup_steps=0)
+OPTIM = OptimConfig(schedule="constant", lr=0.1, weight_decay=0.0, warmup_steps=0)
 
 
 class TablePolicy(nn.Module):
