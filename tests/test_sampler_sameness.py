@@ -143,6 +143,12 @@ def test_the_number_of_running_sequences_changes_nothing(max_running):
     assert sampler.stats.preemptions == 0
 
 
+def test_a_prompt_is_computed_once_however_few_sequences_run():
+    sampler = AuditedSampler(tiny_decoder("llama"), block_size=4, max_running=7)
+    sampler.generate(PROMPTS, SamplingParams(n=3, max_tokens=6, seed=0))
+    assert sampler.stats.recomputed_tokens == 0
+
+
 def test_the_same_call_gives_the_same_bits():
     def run():
         sampler = AuditedSampler(

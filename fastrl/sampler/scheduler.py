@@ -72,8 +72,11 @@ class Scheduler:
         return chunks
 
     def can_admit(self, sequence: Sequence) -> bool:
-        """Whether the pool has a slot and blocks for all tokens the sequence has."""
-        return bool(self.slots) and self.pool.can_allocate(self._blocks(sequence.total))
+        """Whether the pool has blocks for all tokens the sequence has, and slots for its forks."""
+        promised = sum(self._forks(s) - 1 for s in self.running)
+        return len(self.slots) - promised >= self._forks(sequence) and self.pool.can_allocate(
+            self._blocks(sequence.total)
+        )
 
     def admit(self, sequence: Sequence) -> None:
         """Take the next sequence into the pool."""
@@ -134,6 +137,10 @@ class Scheduler:
         self.running.append(sequence)
         if len(self.running) > 1 and self.running[-2].age > sequence.age:
             self.running.sort(key=lambda s: s.age)
+
+    def _forks(self, sequence: Sequence) -> int:
+        """Slots that a sequence will need: a prompt's responses compute it again without one."""
+        return min(sequence.group.params.n, self.max_running) if sequence.response < 0 else 1
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_size)

@@ -38,10 +38,10 @@ SHAPE = DecoderConfig(
 
 
 def random_decoder(seed: int) -> Decoder:
-    """Drawn so that its last token says most about the next, and what came before it some.
+    """Drawn so that the last token says most about the next one, and those before it some.
 
-    Wide layers make the soft values of a prefix a rough function of all its tokens; then total
-    variations below 0.02 take more steps than a test has.
+    That is for speed: with 0.3 as the standard deviation of every matrix the same training from
+    seed 1 ends at total variations of 0.080 (alpha 0.5) and 0.033 (1.25) instead of 0.006.
     """
     model = Decoder(SHAPE).init_weights(seed, std=0.07)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def bigrams(log_p: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Training:
-    """A decoder on its way to an objective, by the command line's defaults but for AdamW's."""
+    """A decoder on its way to an objective, with the command line's default loss and advantage."""
 
     objective: ObjectiveConfig
     seed: int
@@ -169,7 +169,7 @@ class Training:
         )
 
     def run(self, steps: int, lr: float) -> StepResult:
-        """Train with a learning rate that falls to 0 in a straight line."""
+        """Train, after the warm-up with a learning rate that falls to 0 in a straight line."""
         optimizer = self.learner.optimizer
         for step in range(steps):
             optimizer.config = replace(optimizer.config, lr=lr * (1 - step / steps))

@@ -41,7 +41,7 @@ def name(objective: ObjectiveConfig) -> str:
 
 def case(objective: ObjectiveConfig, steps: int, seed: int, *, slow: bool = True, **options):
     """What `trained` trains, and for how many steps."""
-    words = [name(objective), *options, f"seed{seed}"]
+    words = [name(objective), *(str(v) for v in options.values()), f"seed{seed}"]
     value = (partial(Training, objective, seed, **options), steps)
     return pytest.param(value, id="-".join(words), marks=pytest.mark.slow if slow else ())
 
