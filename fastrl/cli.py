@@ -17,7 +17,7 @@ from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.errors import UsageError
 
 # Threads that wait must sleep, not spin, or one busy program beside a run stops it: a step of the
-# embedded model on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
+# default run on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
 # this when torch is loaded, so it stands before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

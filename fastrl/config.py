@@ -80,8 +80,8 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    prompts_per_step: int = setting(32, "prompts of a step")
-    responses_per_prompt: int = setting(8, "responses a prompt (the group)")
+    prompts_per_step: int = setting(64, "prompts of a step")
+    responses_per_prompt: int = setting(4, "responses a prompt (the group)")
     max_tokens: int = setting(64, "longest response, in tokens")
     max_total_tokens: int = setting(
         0, "longest prompt and response together; 0: the model's context"
@@ -141,7 +141,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    max_steps: int = setting(100, "optimiser steps")
+    max_steps: int = setting(130, "optimiser steps")
     seed: int = setting(42, "of every random number of the run")
     output_dir: str = setting("", "run directory; empty: runs/OBJECTIVE-DATE")
     max_tokens_per_batch: int = setting(8192, "rows of a micro-batch")

@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 EVERY_ROW = "all"  # the split of a source without splits that holds all its rows
 HELD_OUT = 10  # a row in HELD_OUT of a file without splits is kept for validation, one for testing
 GENERATED = 20_000  # rows of a reasoning-gym source without a limit
-EMBEDDED_ROWS = 4_000  # enough for twice the default run, and read in a second
+EMBEDDED_ROWS = 8_500  # the default run sees no prompt twice
 
 # reasoning-gym makes row i from seed + i, and some of its tasks seed numpy, with 32 bits: a run's
 # seed has a million of them to itself, which the splits share

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,3 +243,68 @@ def test_the_sampler_reads_the_trainers_tensors():
     optimised = {p.data_ptr() for p in run.learner.optimizer.params}
     assert trained == sampled == optimised
     assert trained.isdisjoint(p.data_ptr() for p in run.learner.reference.parameters())
+
+
+def test_the_table_at_the_end_compares_base_and_trained(finished, capsys):
+    run = finished.parent / "table"
+    assert train(run, "--objective", "task") == 0
+    out = capsys.readouterr().out
+    for words in ("accuracy, 95 % interval", "KL to the base", "mean length", "base", "trained"):
+        assert words in out
+    for path in ("checkpoints/step_4", "metrics.jsonl", "completions", "curves.png"):
+        assert str(run / path) in out.replace("\n", "")
+    tests = [e for e in lines(run / "eval.jsonl") if e["split"] == "test"]
+    assert [e["step"] for e in tests] == [0, 4]
+    assert tests[0]["kl"] == 0 and tests[1]["kl"] != 0
+
+
+def test_the_kl_of_an_evaluation_is_that_of_its_samples(finished):
+    """k1 on the same samples: sampler and trainer agree on the policy, the reference by hand."""
+    from fastrl.config import read_toml
+    from fastrl.display import Display
+    from fastrl.run import assemble
+    from fastrl.run_directory import RunDirectory
+
+    run = assemble(read_toml(finished / "config.toml"), finished / "checkpoints" / "step_4")
+    run.step, run.directory = 4, RunDirectory(finished.parent / "kl")
+    run.directory.path.mkdir()
+    run.evaluate("test", Display(0, 1))
+    (line,) = run.directory.read_evaluations()
+    (kept,) = [e for e in lines(finished / "eval.jsonl") if (e["split"], e["step"]) == ("test", 4)]
+    assert line == kept
+    assert abs(line["kl"]) < 1
+    run.evaluate("test", Display(0, 1))  # a line that is there already is not written again
+    assert len(run.directory.read_evaluations()) == 1
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(finished):
+    before = fingerprint(finished)
+    assert main(["resume", str(finished)]) == 0
+    assert fingerprint(finished) == before
+
+
+def test_long_prompts_are_named_before_the_first_step(tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "1+" * n + "1", "answer": str(n + 1)} for n in range(1, 61)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data", str(data), "--data.template", "Compute {prompt}", "--train.max_steps", "1"]
+    words += ["--data.max_prompt_tokens", "60", "--eval.test_prompts", "0"]
+    assert train(tmp_path / "run", *words) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"train: \d+ of \d+ prompts are longer than 60 tokens and left out: rows", out)
+
+
+def test_nothing_reads_or_writes_a_pickle():
+    package = Path(__file__).parents[1] / "fastrl"
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        for word in ("import pickle", "torch.load(", "torch.save(", "allow_pickle"):
+            assert word not in text, path
+
+
+def test_the_loop_does_not_know_the_embedded_model():
+    """The word stands where models, data and defaults are looked up, and nowhere else."""
+    package = Path(__file__).parents[1] / "fastrl"
+    found = {p.name for p in package.glob("*.py") if "embedded" in p.read_text()}
+    assert found == {"config.py", "datasources.py", "model.py", "tokenizer.py"}
+    assert not any("embedded" in p.read_text() for p in (package / "sampler").glob("*.py"))

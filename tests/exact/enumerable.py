@@ -8,7 +8,7 @@ leaf. So 37,449 prefixes have a next token, and R, all responses, are 37,449 + 2
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
 from fastrl.run import loss_spec
 from fastrl.sampler import PromptKey, Sampler, SamplingParams
-from fastrl.train import Learner, StepResult, train_step
+from fastrl.train import Learner, train_step
 from fastrl.types import Completion, Prompt, Scored
 
 END, SYMBOLS, MAX_TOKENS, PROMPTS = 0, 8, 6, (9, 10)
 PREFIXES = sum(SYMBOLS**depth for depth in range(MAX_TOKENS))
+OPTIM = OptimConfig(lr=0.005, betas=(0.9, 0.95), weight_decay=0.0)
 SHAPE = DecoderConfig(
     family="llama",
     vocab_size=SYMBOLS + 1 + len(PROMPTS),
@@ -130,20 +131,18 @@ def bigrams(log_p: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Training:
-    """A decoder on its way to an objective, with the command line's default loss and advantage."""
+    """A decoder on its way to an objective, by the command line's defaults but for OPTIM."""
 
     objective: ObjectiveConfig
     seed: int
+    steps: int = 1
     task: str = "ends_well"
     prompts: tuple[int, ...] = PROMPTS[:1]
     group_size: int = 256
     rewards: list[np.ndarray] = field(default_factory=list)  # [prompts, group] of each step
 
     def __post_init__(self) -> None:
-        optim = OptimConfig(
-            schedule="constant", betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=0, grad_clip=0.0
-        )
-        config = Config(objective=self.objective, optim=optim)
+        config = Config(objective=self.objective, optim=OPTIM)
         spec, advantage = loss_spec(config)
         self.policy = random_decoder(self.seed)
         self.learner = Learner(
@@ -152,7 +151,7 @@ class Training:
             objective=check_contradictions(config),
             spec=spec,
             advantage=advantage,
-            optimizer=Optimizer(self.policy, optim),
+            optimizer=Optimizer(self.policy, OPTIM, self.steps),
             max_tokens_per_batch=1024,
             max_response_tokens=MAX_TOKENS,
         )
@@ -168,18 +167,15 @@ class Training:
             step=step,
         )
 
-    def run(self, steps: int, lr: float) -> StepResult:
-        """Train, after the warm-up with a learning rate that falls to 0 in a straight line."""
-        optimizer = self.learner.optimizer
-        for step in range(steps):
-            optimizer.config = replace(optimizer.config, lr=lr * (1 - step / steps))
+    def run(self) -> None:
+        """All steps, each on fresh responses."""
+        for step in range(self.steps):
             groups = [
                 [self._scored(prompt, completion) for completion in group]
                 for prompt, group in zip(self.prompts, self.sample(step), strict=True)
             ]
             result = train_step(self.learner, groups, step)
             self.rewards.append(result.reward_R.reshape(len(groups), -1))
-        return result
 
     def _scored(self, prompt: int, completion: Completion) -> Scored:
         r = TASKS[self.task](completion.token_ids)

@@ -31,7 +31,6 @@ SQUARE = ObjectiveConfig(name="sharpen", alpha=2.0)
 TILTED = ObjectiveConfig(name="tilted", alpha=1.25, beta=0.5)
 TILTED_SQUARE = ObjectiveConfig(name="tilted", alpha=2.0, beta=1.0)
 TASK = ObjectiveConfig(name="task", beta=0.5)
-LR = 0.005
 
 
 def name(objective: ObjectiveConfig) -> str:
@@ -40,10 +39,10 @@ def name(objective: ObjectiveConfig) -> str:
 
 
 def case(objective: ObjectiveConfig, steps: int, seed: int, *, slow: bool = True, **options):
-    """What `trained` trains, and for how many steps."""
+    """What `trained` trains."""
     words = [name(objective), *(str(v) for v in options.values()), f"seed{seed}"]
-    value = (partial(Training, objective, seed, **options), steps)
-    return pytest.param(value, id="-".join(words), marks=pytest.mark.slow if slow else ())
+    make = partial(Training, objective, seed, steps, **options)
+    return pytest.param(make, id="-".join(words), marks=pytest.mark.slow if slow else ())
 
 
 CASES = [
@@ -72,9 +71,8 @@ def one_thread():
 
 @pytest.fixture(scope="module", params=CASES)
 def trained(request) -> Training:
-    make, steps = request.param
-    training = make()
-    training.run(steps, LR)
+    training = request.param()
+    training.run()
     return training
 
 
@@ -98,7 +96,7 @@ def test_ends_with_the_same_reward_for_every_response(trained):
 @pytest.mark.parametrize("wrong", [None, "reference", "policy", "task"])
 def test_a_flipped_sign_misses_the_optimum(wrong, monkeypatch):
     """A quarter of the steps ends near the optimum, and far from it with any one sign flipped."""
-    training = Training(TILTED, seed=1)
+    training = Training(TILTED, seed=1, steps=100)
     true_reward = type(training.learner.objective).reward
     signs = [-1 if wrong == part else 1 for part in ("reference", "policy", "task")]
 
@@ -106,7 +104,7 @@ def test_a_flipped_sign_misses_the_optimum(wrong, monkeypatch):
         return true_reward(self, signs[0] * lp, signs[1] * lpi, signs[2] * r, lengths)
 
     monkeypatch.setattr(type(training.learner.objective), "reward", flipped)
-    training.run(100, LR)
+    training.run()
     [distance] = training.distances(training.policy)
     assert distance > 0.2 if wrong else distance < 0.03
 
