@@ -299,7 +299,7 @@ def evaluate_model(
     for line in fitting.report():
         say(line)
     return evaluate(
-        Sampler(model, eos_token_ids=tokenizer.eos_token_ids, tokenizer=tokenizer),
+        Sampler(model, tokenizer=tokenizer),
         tokenizer,
         fitting.examples,
         SamplingParams(

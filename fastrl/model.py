@@ -113,7 +113,8 @@ class Decoder(nn.Module):
     (`load_model`, `weights.load_weights`) or drawn (`init_weights`).
 
     `valid_vocab`: ids from there on belong to no token; no operation may sample them or count
-    them in a softmax. `load_model` takes it from the tokenizer; here it is the whole vocabulary.
+    them in a softmax. `eos_token_ids`: what ends a response. `load_model` takes both from the
+    directory; here they are the whole vocabulary, and none.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Decoder(nn.Module):
         device = torch.device(device)
         self.config = config
         self.valid_vocab = config.vocab_size
+        self.eos_token_ids: tuple[int, ...] = ()
         self.embed = _matrix(config.vocab_size, config.hidden_size, dtype, device)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, dtype, device) for index in range(config.num_layers)
@@ -214,7 +216,9 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = DecoderConfig.from_hf(values)
     model = Decoder(config, dtype=_dtype(dtype, values, device), device=device)
-    model.valid_vocab = min(load_tokenizer(directory).valid_vocab, config.vocab_size)
+    tokenizer = load_tokenizer(directory)
+    model.valid_vocab = min(tokenizer.valid_vocab, config.vocab_size)
+    model.eos_token_ids = tokenizer.eos_token_ids
     load_weights(model, directory)
     return model
 

@@ -296,7 +296,6 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
         tokenizer=tokenizer,
         sampler=Sampler(
             policy,
-            eos_token_ids=tokenizer.eos_token_ids,
             tokenizer=tokenizer,
             block_size=sampling.block_size,
             num_blocks=sampling.num_blocks or None,

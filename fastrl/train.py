@@ -5,6 +5,7 @@ Legend: P: prompts of a step, G: responses a prompt, R: all P x G responses, M: 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,6 +213,8 @@ def train(run: Run, display: Display) -> None:
         graded = time.perf_counter()
         display.phase("train")
         result = train_step(run.learner, scored, step)
+        if not math.isfinite(result.grad_norm):
+            display.say(f"step {step + 1}: the gradient is not finite, so nothing was updated")
         run.step = step + 1
         metrics = step_metrics(
             run.step,

@@ -14,6 +14,7 @@ from fastrl.attention import PackedAttention
 from fastrl.embedded import DIRECTORIES, NAMES, examples, make, measure, model_dir, task
 from fastrl.errors import UsageError
 from fastrl.model import load_model
+from fastrl.sampler import Sampler, SamplingParams
 from fastrl.tokenizer import load_tokenizer
 
 
@@ -215,3 +216,15 @@ def test_the_models_answer_as_the_kept_figures_say(name):
     assert 0.35 <= found["accuracy"] <= 0.65
     assert found["length"] == pytest.approx(kept["length"], abs=3)
     assert found["broken"] < 0.03
+
+
+def test_a_loaded_model_knows_what_ends_a_response():
+    model, tokenizer = load_model("embedded"), load_tokenizer("embedded")
+    assert model.eos_token_ids == tokenizer.eos_token_ids != ()
+    prompt = tokenizer.encode_chat(some("test", 0, 1)[0].messages)
+    params = SamplingParams(n=4, max_tokens=64, seed=0)
+    (group,) = Sampler(model).generate([prompt], params)
+    assert all(c.finish_reason == "stop" for c in group)
+    assert {c.token_ids[-1] for c in group} == set(tokenizer.eos_token_ids)
+    (endless,) = Sampler(model, eos_token_ids=()).generate([prompt], params)
+    assert all(c.finish_reason == "length" for c in endless)

@@ -64,7 +64,7 @@ def measure(directory: Path, prompts: int = PROMPTS, responses: int = RESPONSES)
     """
     model, tokenizer = load_model(directory, device="cpu"), load_tokenizer(directory)
     drawn = list(itertools.islice(problems("test", SEED), prompts))
-    sampler = Sampler(model, eos_token_ids=tokenizer.eos_token_ids)
+    sampler = Sampler(model)
     groups = sampler.generate(
         [tokenizer.encode_chat(problem.messages) for problem in drawn],
         SamplingParams(n=responses, max_tokens=MAX_TOKENS, seed=SEED),

@@ -61,7 +61,8 @@ class _Call:
 class Sampler:
     """A paged sampler over a model's own parameters, which it never copies.
 
-    `eos_token_ids`: tokens that end a response; `tokenizer`: needed for stop strings only.
+    `eos_token_ids`: tokens that end a response, by default the model's; `tokenizer`: needed for
+    stop strings only.
     `num_blocks`: the pool's size; None takes what the call needs without preemption.
     `max_batch_tokens`: rows of one forward; `max_running`: sequences in the pool at once.
     `poison_free_blocks` fills blocks that nobody owns with NaN, for tests.
@@ -71,7 +72,7 @@ class Sampler:
         self,
         model: Decoder,
         *,
-        eos_token_ids: Seq[int] = (),
+        eos_token_ids: Seq[int] | None = None,
         tokenizer: Tokenizer | None = None,
         block_size: int = 16,
         num_blocks: int | None = None,
@@ -88,7 +89,9 @@ class Sampler:
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         self.model = model
-        self.eos_token_ids = frozenset(eos_token_ids)
+        self.eos_token_ids = frozenset(
+            model.eos_token_ids if eos_token_ids is None else eos_token_ids
+        )
         self.tokenizer = tokenizer
         self.block_size, self.num_blocks = block_size, num_blocks
         self.max_batch_tokens, self.max_running = max_batch_tokens, max_running

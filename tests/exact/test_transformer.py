@@ -46,7 +46,7 @@ def case(objective: ObjectiveConfig, steps: int, seed: int, *, slow: bool = True
 
 
 CASES = [
-    case(HALF, 400, 1, slow=False),
+    case(HALF, 450, 1, slow=False),
     case(QUARTER, 300, 1, slow=False),
     case(SQUARE, 300, 1, slow=False),
     case(TILTED, 400, 1, slow=False),
