@@ -1,6 +1,10 @@
-"""Where the shared pieces of the tests are found."""
+"""Where the shared pieces of the tests are found, and how their threads wait."""
 
+import os
 import sys
 from pathlib import Path
 
+# as the command line does, and before torch is loaded: beside other programs threads that spin
+# make a test ten times slower
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent / "exact"))
