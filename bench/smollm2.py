@@ -20,8 +20,7 @@ from fastrl.config import read_toml, to_dict
 
 KEPT = (
     "task_accuracy", "kl", "length_mean", "entropy", "reward_mean", "reward_group_std",
-    "cov_reward_ref_logprob", "grad_norm", "mismatch_kl", "rollout_tokens_per_s",
-    "train_tokens_per_s", "seconds_sample", "seconds_reference", "seconds_train",
+    "cov_reward_ref_logprob", "grad_norm", "mismatch_kl", "tokens_sampled",
 )  # fmt: skip
 PANELS = (
     ("task_accuracy", "accuracy of the rollouts"),

@@ -202,7 +202,7 @@ def test_the_kept_figures_are_what_the_task_promises():
         assert 0.015 <= row["empty"] <= 0.045
         assert all(kind["accuracy"] >= 0.2 for kind in figures[name].values())
     gain = {name: row["power_accuracy"] - row["accuracy"] for name, row in every.items()}
-    assert gain["embedded:0"] > 0.15 > gain["embedded:0.25"] > 0 > -0.1 > gain["embedded:0.5"]
+    assert gain["embedded:0"] > 0.3 > gain["embedded:0.25"] > 0 > -0.1 > gain["embedded:0.5"]
     covariance = {name: row["covariance"] for name, row in every.items()}
     assert covariance["embedded:0"] > covariance["embedded:0.25"] > 0 > covariance["embedded:0.5"]
 
