@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
 
 
+class _TwoLines(Progress):
+    """How far the run is, and below it the figures of the last step: 80 columns hold both."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["figures"]) for task in self.tasks if task.fields["figures"])
+
+
 class Display:
-    """A live line on a terminal: step, accuracy, KL, length, tokens/s, time left; else lines."""
+    """Live lines on a terminal: step, accuracy, KL, length, tokens/s, time left; else plain."""
 
     def __init__(self, start: int, total: int, console: Console | None = None) -> None:
         self.console = console or Console()
         self.total = total
         self.stop_requested = False
         self.every = max(1, total // PLAIN_LINES)
-        self.progress = Progress(
+        self.progress = _TwoLines(
             TextColumn("{task.fields[phase]:<17}"),
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
