@@ -2,8 +2,8 @@
 
 For each share of trap prompts (see task.py) it draws responses from the law of the training data,
 fits a small Llama to them by plain cross-entropy on the response tokens, from fixed seeds, and
-writes a Hugging Face directory in bf16. It prints what each base model does. All three took
-MINUTES minutes on one core of a 2.6 GHz EPYC.
+writes a Hugging Face directory in bf16. It prints what each base model does. One took
+320 s on one core of an Intel Xeon with AVX-512, when nothing else ran on it.
 """
 
 from __future__ import annotations
