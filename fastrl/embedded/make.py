@@ -3,7 +3,7 @@
 For each share of trap prompts (see task.py) it draws responses from the law of the training data,
 fits a small Llama to them by plain cross-entropy on the response tokens, from fixed seeds, and
 writes a Hugging Face directory in bf16. It prints what each base model does. One took
-320 s on one core of an Intel Xeon with AVX-512, when nothing else ran on it.
+320 s on one core of an Intel Xeon with AVX-512, beside other work.
 """
 
 from __future__ import annotations
