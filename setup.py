@@ -8,7 +8,7 @@ from setuptools import setup
 ParallelCompile(default=2).install()
 
 setup(
-    packages=["fastrl", "fastrl.sampler", "fastrl.embedded", "fastrl.kernels"],
+    packages=["fastrl", "fastrl.ops", "fastrl.sampler", "fastrl.embedded", "fastrl.kernels"],
     package_dir={"fastrl.kernels": "kernels"},
     package_data={"fastrl": ["py.typed", "_C.pyi"], "fastrl.embedded": ["models/*/*", "*.json"]},
     ext_modules=[

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "grading.h"
+#include "loss.h"
 #include "paged_attention.h"
 #include "random.h"
 
@@ -59,6 +60,65 @@ void paged_attention(uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_
     fastrl::paged_attention(arguments, threads);
 }
 
+template <typename T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+fastrl::Logits logits(uintptr_t data, int dtype, int64_t stride, int64_t rows, int64_t valid,
+                      int64_t vocab, uintptr_t targets, uintptr_t mask, uintptr_t temperatures,
+                      float temperature, float softcap, float logit_scale) {
+    return {pointer<const void>(data),
+            static_cast<fastrl::DType>(dtype),
+            stride,
+            rows,
+            valid,
+            vocab,
+            pointer<const int64_t>(targets),
+            pointer<const bool>(mask),
+            pointer<const float>(temperatures),
+            temperature,
+            softcap,
+            logit_scale};
+}
+
+void row_statistics(const fastrl::Logits& rows, uintptr_t logprobs, uintptr_t entropy,
+                    uintptr_t sum_squares, uintptr_t max_prob, uintptr_t argmax,
+                    uintptr_t thresholds, uintptr_t log_kept_mass, int threads) {
+    const fastrl::Extras extras{pointer<float>(sum_squares), pointer<float>(max_prob),
+                                pointer<int64_t>(argmax), pointer<const float>(thresholds),
+                                pointer<float>(log_kept_mass)};
+    fastrl::row_statistics(rows, pointer<float>(logprobs), pointer<float>(entropy), extras,
+                           threads);
+}
+
+void row_gradient(const fastrl::Logits& rows, uintptr_t a, uintptr_t g, uintptr_t out,
+                  int64_t out_stride, int threads) {
+    fastrl::row_gradient(rows, pointer<const float>(a), pointer<const float>(g),
+                         pointer<void>(out), out_stride, threads);
+}
+
+void policy_loss(const fastrl::Logits& rows, uintptr_t advantages, uintptr_t old_logprobs,
+                 uintptr_t sampler_logprobs, uintptr_t weights, int loss, int correction,
+                 double low, double high, double dual, double cap, double entropy_coef,
+                 double scale, uintptr_t losses, uintptr_t logprobs, uintptr_t entropy,
+                 uintptr_t out, int64_t out_stride, int threads) {
+    const fastrl::PolicyRows policy{pointer<const float>(advantages),
+                                    pointer<const float>(old_logprobs),
+                                    pointer<const float>(sampler_logprobs),
+                                    pointer<const float>(weights)};
+    const fastrl::LossSettings settings{static_cast<fastrl::Loss>(loss),
+                                        static_cast<fastrl::Correction>(correction),
+                                        low,
+                                        high,
+                                        dual,
+                                        cap,
+                                        entropy_coef,
+                                        scale};
+    fastrl::policy_loss(rows, policy, settings, pointer<float>(losses), pointer<float>(logprobs),
+                        pointer<float>(entropy), pointer<void>(out), out_stride, threads);
+}
+
 std::vector<std::string_view> views(const std::vector<py::bytes>& texts) {
     std::vector<std::string_view> found(texts.size());
     for (size_t i = 0; i < texts.size(); ++i) found[i] = texts[i];
@@ -88,9 +148,16 @@ py::array_t<int64_t> grade(const std::vector<py::bytes>& completions,
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "fastrl's C++: grading, random numbers, attention over the paged cache";
+    m.doc() = "fastrl's C++: grading, random numbers, attention over the paged cache, losses";
     m.def("grade", &grade);
     m.def("uniforms", &uniforms);
     m.def("philox", &philox);
-    m.def("paged_attention", &paged_attention, py::call_guard<py::gil_scoped_release>());
+    using released = py::call_guard<py::gil_scoped_release>;
+    m.def("paged_attention", &paged_attention, released());
+    py::class_<fastrl::Logits>(m, "Logits").def(py::init(&logits));
+    m.def("row_statistics", &row_statistics, released());
+    m.def("row_gradient", &row_gradient, released());
+    m.def("policy_loss", &policy_loss, released());
+    m.def("instruction_set", &fastrl::instruction_set);
+    m.def("use_instruction_set", &fastrl::use_instruction_set);
 }

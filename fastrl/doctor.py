@@ -14,6 +14,14 @@ from fastrl import __version__
 PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numba", "reasoning-gym")
 
 
+def _loss(native: bool) -> str:
+    if not native:
+        return "torch (the definition): the extension is missing"
+    from fastrl import _C
+
+    return f"C++ on the CPU ({_C.instruction_set()}), torch for fp64 and on a GPU"
+
+
 def report() -> list[tuple[str, str]]:
     """Pairs of a name and a finding."""
     rows = [
@@ -36,7 +44,7 @@ def report() -> list[tuple[str, str]]:
     native = importlib.util.find_spec("fastrl._C") is not None
     rows += [
         ("GPU", gpu),
-        ("loss", "torch (the definition)"),
+        ("loss", _loss(native)),
         ("attention", "training: torch's scaled_dot_product_attention over packed sequences"),
         ("", f"sampling: {'C++ on the CPU, torch elsewhere' if native else 'torch'}"),
         (

@@ -93,6 +93,11 @@ class LossSpec:
         return self.loss == "gspo" or correction.startswith("sequence")
 
     @property
+    def in_kernel(self) -> bool:
+        """Whether the kernels know the loss: one of rows, without a KL term."""
+        return not self.needs_sequences and not (self.kl_estimator and self.kl_coef)
+
+    @property
     def needs_old_logprobs(self) -> bool:
         """Whether the loss has a ratio to the policy that sampled."""
         return self.loss != "reinforce" or self.kl_estimator == "k3-corrected"
@@ -185,17 +190,46 @@ def row_losses(spec: LossSpec, logprobs: Tensor, entropy: Tensor, rows: Rows) ->
     return loss if rows.row_weights is None else loss * rows.row_weights
 
 
+def coefficients(
+    spec: LossSpec, logprobs: Tensor, entropy: Tensor, rows: Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each row, its derivative by the log-prob and that by the entropy, [N] each.
+
+    For losses of rows (`spec.in_kernel`): the kernels' form of `row_losses`, without autograd.
+    """
+    losses = row_losses(spec, logprobs, entropy, rows)
+    old = logprobs if rows.old_logprobs is None else rows.old_logprobs
+    a = -rows.advantages
+    if spec.loss != "reinforce":
+        log_ratio = logprobs - old
+        bounded = clip_log_ratio(spec, log_ratio, rows.advantages)
+        a = a * bounded.exp()
+        if spec.loss == "clip":  # where the loss is a bound it has no gradient
+            a = torch.where(bounded == log_ratio, a, 0.0)
+    if spec.sampler_correction is not None:
+        a = a * sampler_weights(spec, old, rows)
+    g = torch.full_like(entropy, -spec.entropy_coef)
+    if rows.row_weights is not None:
+        a, g = a * rows.row_weights, g * rows.row_weights
+    return losses, a.to(logprobs.dtype), g
+
+
+def log_bounds(spec: LossSpec) -> tuple[float, float, float]:
+    """The logs of 1 - clip_low, 1 + clip_high and dual_clip, infinite where there is no bound."""
+    low = math.log1p(-spec.clip_low) if spec.clip_low < 1 else -math.inf
+    dual = math.inf if spec.dual_clip is None else math.log(spec.dual_clip)
+    return low, math.log1p(spec.clip_high), dual
+
+
 def clip_log_ratio(spec: LossSpec, log_ratio: Tensor, advantages: Tensor) -> Tensor:
     """log rho where the loss uses rho, the log of the bound where it uses that, [N].
 
     min(rho A, clip(rho) A) is A min(rho, 1 + high) for A >= 0, else A max(rho, 1 - low). Clipped
     before the exponential: a rho beyond the largest number would leave inf * 0 in its gradient.
     """
-    low = math.log1p(-spec.clip_low) if spec.clip_low < 1 else -math.inf
-    high = math.log1p(spec.clip_high)
+    low, high, dual = log_bounds(spec)
     if spec.loss == "cispo":
         return log_ratio.clamp(low, high)
-    dual = math.inf if spec.dual_clip is None else math.log(spec.dual_clip)
     return torch.where(advantages < 0, log_ratio.clamp(low, dual), log_ratio.clamp(max=high))
 
 

@@ -7,7 +7,8 @@ import naive
 import pytest
 import torch
 
-from fastrl import definition, ops
+from fastrl import ops
+from fastrl.ops import definition
 from fastrl.errors import UsageError
 from fastrl.losses import LossSpec, Rows, make_loss_fn, sequence_sum
 

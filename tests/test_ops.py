@@ -4,7 +4,8 @@ import naive
 import pytest
 import torch
 
-from fastrl import definition, ops
+from fastrl import ops
+from fastrl.ops import definition
 from fastrl.errors import UsageError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -306,11 +307,10 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(from_hidden, tuple(x.requires_grad_() for x in head))
 
 
-@pytest.mark.parametrize("kind", ["transposed", "strided", "expanded", "narrow"])
+@pytest.mark.parametrize("kind", ["every other row", "expanded", "narrow"])
 def test_logits_that_are_not_contiguous(kind):
     base = {
-        "transposed": lambda: normal(123, 6).T,
-        "strided": lambda: normal(12, 246)[::2, ::2],
+        "every other row": lambda: normal(12, 123)[::2],
         "expanded": lambda: normal(1, 123).expand(6, 123),
         "narrow": lambda: normal(3, 4, 130)[:, 1:3, 2:125],
     }[kind]()

@@ -107,8 +107,8 @@ def test_a_source_distribution_is_whole(tmp_path):
     wanted = ["LICENSE", "README.md", "pyproject.toml", "setup.py", "kernels/__init__.py"]
     wanted += [
         "fastrl/py.typed",
-        "fastrl/ops.py",
-        "fastrl/definition.py",
+        "fastrl/ops/public.py",
+        "fastrl/ops/definition.py",
         "fastrl/sampler/engine.py",
     ]
     for pattern in ("csrc/*.h", "csrc/*.cpp", "fastrl/*.py", "fastrl/embedded/models/*/*"):

@@ -1,28 +1,20 @@
 """Token log-probs, entropies and policy losses straight from logits or hidden states.
 
-The operations, their contracts and checks; `fastrl.definition` says what is computed. Any leading
-shape is flattened to rows, and targets are already shifted.
+The public operations: their contracts, and the checks that need no look at a value.
+`fastrl.ops.definition` says what is computed. Any leading shape is flattened to rows, and targets
+are already shifted.
 
 Legend: N: rows (tokens), S: sequences, D: hidden width, V: vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrl.definition import (
-    FromHidden,
-    FromLogits,
-    LogprobsAndEntropy,
-    PolicyLoss,
-    Transform,
-    wide_dtype,
-)
 from fastrl.errors import UsageError
 from fastrl.losses import (
     LossFn,
@@ -33,18 +25,8 @@ from fastrl.losses import (
     kl_rows,
     make_loss_fn,
 )
-
-__all__ = [
-    "LossSpec",
-    "PolicyLossOutput",
-    "Rows",
-    "linear_logprobs_and_entropy",
-    "linear_policy_loss",
-    "logprobs_and_entropy",
-    "policy_loss",
-]
-
-BACKENDS = ("auto", "triton", "cpu", "torch")
+from fastrl.ops import library
+from fastrl.ops.rows import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -56,15 +38,6 @@ class PolicyLossOutput:
     logprobs: Tensor  # the shape of targets; 0 where masked
     entropy: Tensor
     stats: dict[str, Tensor]  # 0-d sums over rows (maxima where the name says so)
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise UsageError(f"backend is {backend!r}; allowed: {', '.join(map(repr, BACKENDS))}")
-    if backend in ("triton", "cpu"):
-        raise UsageError(
-            f"backend {backend!r} is not part of this build; use backend='torch' or 'auto'"
-        )
 
 
 def _vector(name: str, value: Tensor | None, targets: Tensor) -> Tensor | None:
@@ -81,19 +54,45 @@ def _vector(name: str, value: Tensor | None, targets: Tensor) -> Tensor | None:
     return value.detach().reshape(-1)
 
 
-def _prepare(
-    rows_shape: torch.Size,
-    device: torch.device,
-    dtype: torch.dtype,
+@dataclass(frozen=True)
+class _Flat:
+    """What the operators take beside logits or a head, checked and flattened."""
+
+    targets_N: Tensor
+    mask_N: Tensor | None
+    temperature: float
+    temperature_N: Tensor | None
+    valid: int
+    softcap: float | None
+    backend: str  # the one that runs
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return (
+            self.targets_N, self.mask_N, self.temperature, self.temperature_N, self.valid,
+            self.softcap,
+        )  # fmt: skip
+
+    @property
+    def everything(self) -> Tensor:
+        """The mask, True everywhere where none was given."""
+        if self.mask_N is not None:
+            return self.mask_N
+        return torch.ones_like(self.targets_N, dtype=torch.bool)
+
+
+def _flatten(
+    source: Tensor,
     vocab: int,
     targets: Tensor,
     mask: Tensor | None,
     temperature: float | Tensor,
     valid_vocab: int | None,
     softcap: float | None,
-    logit_scale: float = 1.0,
-) -> tuple[Tensor, Tensor, Transform, int]:
-    """Flat targets and mask, the transform and the valid vocabulary, all checked."""
+    backend: str,
+) -> _Flat:
+    """`source` are logits or hidden states, [..., V or D]."""
+    rows_shape, device, dtype = source.shape[:-1], source.device, source.dtype
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise UsageError(f"the input is {dtype}; allowed: float32, bfloat16, float16, float64")
     if targets.shape != rows_shape:
@@ -109,39 +108,36 @@ def _prepare(
         raise UsageError(f"valid_vocab is {valid_vocab}; it must lie in 1..{vocab}")
     if softcap is not None and not softcap > 0:
         raise UsageError(f"softcap is {softcap}; it must be positive, or None")
-    if mask is None:
-        mask_N = torch.ones(targets.numel(), dtype=torch.bool, device=device)
+    if mask is not None and mask.dtype != torch.bool:
+        raise UsageError(f"mask is {mask.dtype}; it must be bool, True where a row counts")
+    one, each = 1.0, None
+    if isinstance(temperature, Tensor):
+        if temperature.dim() > 0:
+            each = _vector("temperature", temperature, targets)
+        else:
+            # one number on the device, read there: no synchronisation
+            each = temperature.detach().to(device).expand(targets.numel())
     else:
-        if mask.dtype != torch.bool:
-            raise UsageError(f"mask is {mask.dtype}; it must be bool, True where a row counts")
-        found = _vector("mask", mask, targets)
-        assert found is not None
-        mask_N = found
-    targets_N = targets.reshape(-1).long()
-    outside = mask_N & ((targets_N < 0) | (targets_N >= valid))
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise UsageError(
-            f"the target of row {row} is {int(targets_N[row])}, outside the vocabulary"
-            f" 0..{valid - 1}; mask that row or mend it"
-        )
-    if isinstance(temperature, Tensor) and temperature.dim() > 0:
-        found = _vector("temperature", temperature, targets)
-        assert found is not None
-        kind: Tensor | float = found
-        positive = bool((found[mask_N] > 0).all())
-    else:
-        kind = float(temperature)
-        positive = kind > 0
-    if not positive:
-        raise UsageError(f"temperature is {temperature}; it must be positive")
-    return targets_N, mask_N, Transform(kind, softcap, float(logit_scale)), valid
+        one = float(temperature)
+        if not one > 0:
+            raise UsageError(f"temperature is {temperature}; it must be positive")
+    if each is not None:
+        each = each.to(wide_dtype(dtype)).contiguous()
+    return _Flat(
+        targets.reshape(-1).long(), _vector("mask", mask, targets), one, each, valid,
+        None if softcap is None else float(softcap), library.resolve(backend, device, dtype),
+    )  # fmt: skip
 
 
 def _check_logits(logits: Tensor) -> None:
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise UsageError(
             f"logits have shape {tuple(logits.shape)}; allowed: [..., V], V at least 1"
+        )
+    if logits.shape[-1] > 1 and logits.numel() and logits.stride(-1) != 1:
+        raise UsageError(
+            f"the last axis of the logits has stride {logits.stride(-1)}; allowed: 1 (call"
+            " .contiguous() on them)"
         )
 
 
@@ -151,7 +147,9 @@ def _check_offsets(cu_seqlens: Tensor, targets: Tensor) -> None:
             f"cu_seqlens is {cu_seqlens.dtype} on {cu_seqlens.device}; allowed: int32, int64 on"
             f" {targets.device}"
         )
-    offsets, rows = cu_seqlens.detach().cpu().reshape(-1), targets.numel()
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return  # a look would be a synchronisation, or a break in the graph
+    offsets, rows = cu_seqlens.detach().reshape(-1), targets.numel()
     rises = cu_seqlens.dim() == 1 and len(offsets) > 0 and bool((offsets.diff() >= 0).all())
     if not rises or int(offsets[0]) != 0 or int(offsets[-1]) != rows:
         raise UsageError(
@@ -195,15 +193,11 @@ def logprobs_and_entropy(
     fp32 (fp64 for fp64 logits), nats; 0 in masked rows, whose logits are never read.
     Raises UsageError for shapes, dtypes, devices, temperatures and targets that do not fit.
     """
-    _check_backend(backend)
     _check_logits(logits)
     vocab = logits.shape[-1]
-    targets_N, mask_N, transform, valid = _prepare(
-        logits.shape[:-1], logits.device, logits.dtype, vocab, targets, mask, temperature,
-        valid_vocab, softcap,
-    )  # fmt: skip
-    logprobs, entropy = LogprobsAndEntropy.apply(
-        lambda x: FromLogits(x, valid), targets_N, mask_N, transform, logits.reshape(-1, vocab)
+    flat = _flatten(logits, vocab, targets, mask, temperature, valid_vocab, softcap, backend)
+    logprobs, entropy = library.row_statistics(
+        logits.reshape(-1, vocab), *flat.arguments, flat.backend
     )
     return logprobs.view(targets.shape), entropy.view(targets.shape)
 
@@ -225,15 +219,13 @@ def linear_logprobs_and_entropy(
 
     `hidden` [..., D], `weight` [V, D], `bias` [V]; differentiable by all three.
     """
-    _check_backend(backend)
     _check_head(hidden, weight, bias)
-    targets_N, mask_N, transform, valid = _prepare(
-        hidden.shape[:-1], hidden.device, hidden.dtype, weight.shape[0], targets, mask, temperature,
-        valid_vocab, softcap, logit_scale,
-    )  # fmt: skip
-    logprobs, entropy = LogprobsAndEntropy.apply(
-        lambda h, w, b: FromHidden(h, w, b, valid),
-        targets_N, mask_N, transform, hidden.reshape(-1, hidden.shape[-1]), weight, bias,
+    flat = _flatten(
+        hidden, weight.shape[0], targets, mask, temperature, valid_vocab, softcap, backend
+    )
+    logprobs, entropy = library.linear_row_statistics(
+        hidden.reshape(-1, hidden.shape[-1]), weight, bias, *flat.arguments, float(logit_scale),
+        flat.backend,
     )  # fmt: skip
     return logprobs.view(targets.shape), entropy.view(targets.shape)
 
@@ -265,20 +257,17 @@ def policy_loss(
     1 / the step's `loss_denominator`. `loss_fn(logprobs, entropy, rows) -> scalar` replaces `spec`.
     Raises UsageError for input that does not fit, and for a loss that lacks what it needs.
     """
-    _check_backend(backend)
     _check_logits(logits)
     vocab = logits.shape[-1]
-    targets_N, mask_N, transform, valid = _prepare(
-        logits.shape[:-1], logits.device, logits.dtype, vocab, targets, mask, temperature,
-        valid_vocab, softcap,
-    )  # fmt: skip
+    flat = _flatten(logits, vocab, targets, mask, temperature, valid_vocab, softcap, backend)
     rows = _rows(
-        targets, mask_N, advantages, old_logprobs, ref_logprobs, sampler_logprobs, row_weights,
-        cu_seqlens, spec, loss_fn,
+        targets, flat.everything, advantages, old_logprobs, ref_logprobs, sampler_logprobs,
+        row_weights, cu_seqlens, spec, loss_fn,
     )  # fmt: skip
+    source = (logits.reshape(-1, vocab), *flat.arguments, flat.backend)
     return _loss(
-        lambda x: FromLogits(x, valid), (logits.reshape(-1, vocab),),
-        targets, targets_N, transform, rows, grad_scale, spec, loss_fn,
+        library.policy_loss, library.row_statistics, source, targets, flat, rows, grad_scale, spec,
+        loss_fn, torch.is_grad_enabled() and logits.requires_grad,
     )  # fmt: skip
 
 
@@ -310,20 +299,20 @@ def linear_policy_loss(
     rows, 8 N V D for one of sequences or a `loss_fn`, which needs every log-prob first. Both
     gradients are accumulated in fp32.
     """
-    _check_backend(backend)
     _check_head(hidden, weight, bias)
-    targets_N, mask_N, transform, valid = _prepare(
-        hidden.shape[:-1], hidden.device, hidden.dtype, weight.shape[0], targets, mask, temperature,
-        valid_vocab, softcap, logit_scale,
-    )  # fmt: skip
+    flat = _flatten(
+        hidden, weight.shape[0], targets, mask, temperature, valid_vocab, softcap, backend
+    )
     rows = _rows(
-        targets, mask_N, advantages, old_logprobs, ref_logprobs, sampler_logprobs, row_weights,
-        cu_seqlens, spec, loss_fn,
+        targets, flat.everything, advantages, old_logprobs, ref_logprobs, sampler_logprobs,
+        row_weights, cu_seqlens, spec, loss_fn,
     )  # fmt: skip
+    hidden_ND = hidden.reshape(-1, hidden.shape[-1])
+    source = (hidden_ND, weight, bias, *flat.arguments, float(logit_scale), flat.backend)
+    trainable = any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     return _loss(
-        lambda h, w, b: FromHidden(h, w, b, valid),
-        (hidden.reshape(-1, hidden.shape[-1]), weight, bias),
-        targets, targets_N, transform, rows, grad_scale, spec, loss_fn,
+        library.linear_policy_loss, library.linear_row_statistics, source, targets, flat, rows,
+        grad_scale, spec, loss_fn, torch.is_grad_enabled() and trainable,
     )  # fmt: skip
 
 
@@ -379,40 +368,56 @@ def _rows(
 
 
 def _loss(
-    make_source: Callable,
-    inputs: tuple[Any, ...],
+    in_kernel: Any,
+    statistics: Any,
+    source: tuple[Any, ...],
     targets: Tensor,
-    targets_N: Tensor,
-    transform: Transform,
+    flat: _Flat,
     rows: Rows,
     grad_scale: float | Tensor | None,
     spec: LossSpec,
     loss_fn: LossFn | None,
+    wanted: bool,
 ) -> PolicyLossOutput:
-    if isinstance(grad_scale, Tensor) and grad_scale.dim() > 0:
-        raise UsageError(
-            f"grad_scale has shape {tuple(grad_scale.shape)}; allowed: a number or a 0-d tensor"
-        )
-    scale = 1.0 if grad_scale is None else grad_scale
-    row_wise = loss_fn is None and not spec.needs_sequences
-    built_in = spec if loss_fn is None else None
+    """A loss that the kernels know, or one of log-probs and entropies by autograd on vectors."""
+    dtype = wide_dtype(source[0].dtype)
+    if isinstance(grad_scale, Tensor):
+        if grad_scale.dim() > 0:
+            raise UsageError(
+                f"grad_scale has shape {tuple(grad_scale.shape)}; allowed: a number or a 0-d tensor"
+            )
+        scale = grad_scale.detach().to(targets.device, dtype)
+    else:
+        number = 1.0 if grad_scale is None else float(grad_scale)
+        scale = torch.full((), number, dtype=dtype, device=targets.device)
     if loss_fn is None:
-        loss_fn = _unmasked(make_loss_fn(spec))
-        weights_N = aggregation_weights(
-            spec, rows.mask, rows.cu_seqlens, wide_dtype(inputs[0].dtype)
-        )
+        weights_N = aggregation_weights(spec, rows.mask, rows.cu_seqlens, dtype)
         if weights_N is not None:
             given = rows.row_weights
             rows = replace(rows, row_weights=weights_N if given is None else given * weights_N)
-    loss, logprobs, entropy = PolicyLoss.apply(
-        make_source, targets_N, transform, rows, loss_fn, row_wise, scale, *inputs
-    )
+    if loss_fn is None and spec.in_kernel:
+        loss, logprobs, entropy, *_ = in_kernel(
+            *source, rows.advantages, rows.old_logprobs,
+            rows.sampler_logprobs if spec.sampler_correction else None, rows.row_weights, scale,
+            *library.pack(spec), wanted,
+        )  # fmt: skip
+    else:
+        logprobs, entropy = statistics(*source)
+        loss = (loss_fn or _unmasked(make_loss_fn(spec)))(logprobs, entropy, rows)
+        if loss.dim() != 0 or (wanted and not loss.requires_grad):
+            raise UsageError(
+                f"loss_fn returned a tensor of shape {tuple(loss.shape)}"
+                f"{' without a gradient' if wanted and not loss.requires_grad else ''}; return a scalar computed"
+                " from its logprobs or entropy"
+            )
+        loss = (loss * scale).to(dtype)
+    logprobs, entropy = logprobs.detach(), entropy.detach()
     return PolicyLossOutput(
         loss_sum=loss,
         num_tokens=rows.mask.sum(),
         logprobs=logprobs.view(targets.shape),
         entropy=entropy.view(targets.shape),
-        stats=_stats(logprobs, entropy, rows, built_in),
+        stats=_stats(logprobs, entropy, rows, spec if loss_fn is None else None),
     )
 
 
@@ -420,8 +425,6 @@ def _unmasked(loss_fn: LossFn) -> LossFn:
     """`loss_fn` of rows whose masked entries may hold anything: left out, not multiplied by 0."""
 
     def selected(logprobs: Tensor, entropy: Tensor, rows: Rows) -> Tensor:
-        if bool(rows.mask.all()):
-            return loss_fn(logprobs, entropy, rows)
         names = ("advantages", "old_logprobs", "ref_logprobs", "sampler_logprobs", "row_weights")
         clean: dict[str, Any] = {
             name: torch.where(rows.mask, value, 0.0)
@@ -437,16 +440,20 @@ def _stats(
     logprobs: Tensor, entropy: Tensor, rows: Rows, built_in: LossSpec | None
 ) -> dict[str, Tensor]:
     """Sums over the unmasked rows; the caller divides, once, by the step's count."""
+
+    def kept(values: Tensor) -> Tensor:
+        return torch.where(rows.mask, values, 0.0)
+
     stats = {"logprobs": logprobs.sum(), "entropy": entropy.sum()}
     if built_in is not None and rows.old_logprobs is not None:
         stats["clipped"] = clipped_rows(built_in, logprobs, rows).sum()
-    logprobs = logprobs[rows.mask]
     if rows.ref_logprobs is not None:
-        ref = rows.ref_logprobs[rows.mask]
         for name in ("k1", "k3"):
-            stats[f"kl_{name}"] = kl_rows(name, logprobs, logprobs, ref).sum()
+            stats[f"kl_{name}"] = kept(kl_rows(name, logprobs, logprobs, rows.ref_logprobs)).sum()
     if rows.sampler_logprobs is not None:
-        gap = rows.sampler_logprobs[rows.mask] - logprobs
+        gap = kept(rows.sampler_logprobs - logprobs)
         stats["mismatch"] = gap.sum()
-        stats["mismatch_ratio_max"] = (-gap).exp().max() if len(gap) else gap.sum()
+        # 0 where there is no row
+        ratios = kept((-gap).exp())
+        stats["mismatch_ratio_max"] = ratios.max() if len(ratios) else gap.sum()
     return stats

@@ -1,0 +1,171 @@
+#include "loss.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "parallel.h"
+
+namespace fastrl {
+
+namespace {
+
+bool runs_here(const RowFunctions& functions) {
+#if FASTRL_X86_SETS
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    if (&functions == &avx2_rows) return avx2;
+    if (&functions == &avx512_rows)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return &functions == &plain_rows;
+}
+
+#if FASTRL_X86_SETS
+constexpr const RowFunctions* SETS[] = {&avx512_rows, &avx2_rows, &plain_rows};
+#else
+constexpr const RowFunctions* SETS[] = {&plain_rows};
+#endif
+
+std::atomic<const RowFunctions*>& current() {
+    static std::atomic<const RowFunctions*> functions{
+        *std::find_if(std::begin(SETS), std::end(SETS),
+                      [](const RowFunctions* set) { return runs_here(*set); })};
+    return functions;
+}
+
+constexpr int64_t SMALL = 1 << 15;  // logits: fewer are not worth a thread
+
+// body(row) for every row; which thread takes a row never changes what the row gets.
+template <typename Body>
+void for_rows(const Logits& logits, int threads, const Body& body) {
+    const int64_t useful = 1 + logits.rows * logits.valid / SMALL;
+    const int64_t workers = std::min<int64_t>(threads, useful);
+    const int64_t step = std::max<int64_t>(1, std::min(logits.rows / (8 * workers), SMALL));
+    std::atomic<int64_t> next{0};
+    parallel_for(workers, static_cast<int>(workers), [&](int64_t, int64_t) {
+        for (int64_t begin; (begin = next.fetch_add(step)) < logits.rows;)
+            for (int64_t row = begin; row < std::min(begin + step, logits.rows); ++row) body(row);
+    });
+}
+
+bool counts(const Logits& logits, int64_t row) { return !logits.mask || logits.mask[row]; }
+
+int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+// The gradient of a row, or its zeros.
+void write_gradient(const RowFunctions& functions, const Logits& logits, int64_t row,
+                    const RowStatistics* found, double a, double g, void* out, int64_t stride) {
+    const int64_t bytes = element_bytes(logits.dtype);
+    char* target = static_cast<char*>(out) + row * stride * bytes;
+    if (found == nullptr || (a == 0 && g == 0))
+        std::memset(target, 0, logits.vocab * bytes);
+    else
+        functions.gradient(logits, row, *found, a, g, target);
+}
+
+struct Coefficients {
+    double loss, a, g;
+};
+
+Coefficients coefficients(const PolicyRows& rows, const LossSettings& settings, int64_t row,
+                          double logprob, double entropy) {
+    const double advantage = rows.advantages[row];
+    const double old = rows.old_logprobs ? rows.old_logprobs[row] : logprob;
+    double loss = -advantage * logprob, a = -advantage;
+    if (settings.loss != Loss::reinforce) {
+        const double log_ratio = logprob - old;
+        const bool both = settings.loss == Loss::cispo;
+        double bounded = log_ratio;  // comparisons that a NaN survives
+        if ((both || advantage < 0) && bounded < settings.low) bounded = settings.low;
+        const double high = both || !(advantage < 0) ? settings.high : settings.dual;
+        if (bounded > high) bounded = high;
+        a = -advantage * std::exp(bounded);
+        loss = both ? a * logprob : a;
+        // a bound has no gradient where it is the loss itself
+        if (!both && bounded != log_ratio) a = 0.0;
+    }
+    if (settings.correction != Correction::none) {
+        double weight = std::exp(old - rows.sampler_logprobs[row]);
+        if (weight > settings.cap)
+            weight = settings.correction == Correction::truncate ? settings.cap : 0.0;
+        loss *= weight, a *= weight;
+    }
+    const double weight = rows.weights ? rows.weights[row] : 1.0;
+    double g = 0.0;
+    if (settings.entropy_coef != 0) {
+        loss -= settings.entropy_coef * entropy;
+        g = -settings.entropy_coef * weight;
+    }
+    return {loss * weight, a * weight, g};
+}
+
+}  // namespace
+
+void row_statistics(const Logits& logits, float* logprobs, float* entropy, const Extras& extras,
+                    int threads) {
+    const RowFunctions& functions = *current();
+    for_rows(logits, threads, [&](int64_t row) {
+        if (counts(logits, row)) {
+            const RowStatistics found = functions.statistics(logits, row, extras);
+            logprobs[row] = static_cast<float>(found.logprob);
+            entropy[row] = static_cast<float>(found.entropy);
+        } else {
+            logprobs[row] = entropy[row] = 0.0f;
+            if (extras.sum_squares) extras.sum_squares[row] = 0.0f;
+            if (extras.max_prob) extras.max_prob[row] = 0.0f;
+            if (extras.log_kept_mass) extras.log_kept_mass[row] = 0.0f;
+            if (extras.argmax) extras.argmax[row] = -1;
+        }
+    });
+}
+
+void row_gradient(const Logits& logits, const float* a, const float* g, void* out,
+                  int64_t out_stride, int threads) {
+    const RowFunctions& functions = *current();
+    for_rows(logits, threads, [&](int64_t row) {
+        if (counts(logits, row) && (a[row] != 0 || g[row] != 0)) {
+            const RowStatistics found = functions.statistics(logits, row, {});
+            write_gradient(functions, logits, row, &found, a[row], g[row], out, out_stride);
+        } else {
+            write_gradient(functions, logits, row, nullptr, 0, 0, out, out_stride);
+        }
+    });
+}
+
+void policy_loss(const Logits& logits, const PolicyRows& rows, const LossSettings& settings,
+                 float* losses, float* logprobs, float* entropy, void* out, int64_t out_stride,
+                 int threads) {
+    const RowFunctions& functions = *current();
+    for_rows(logits, threads, [&](int64_t row) {
+        if (!counts(logits, row)) {
+            losses[row] = logprobs[row] = entropy[row] = 0.0f;
+            if (out) write_gradient(functions, logits, row, nullptr, 0, 0, out, out_stride);
+            return;
+        }
+        const RowStatistics found = functions.statistics(logits, row, {});
+        logprobs[row] = static_cast<float>(found.logprob);
+        entropy[row] = static_cast<float>(found.entropy);
+        // from the rounded log-prob: a ratio to an old_logprob of the same bits is exactly 1
+        const Coefficients c = coefficients(rows, settings, row, logprobs[row], entropy[row]);
+        losses[row] = static_cast<float>(c.loss);
+        if (out)
+            write_gradient(functions, logits, row, &found, c.a * settings.scale,
+                           c.g * settings.scale, out, out_stride);
+    });
+}
+
+const char* instruction_set() { return current().load()->name; }
+
+bool use_instruction_set(const char* name) {
+    for (const RowFunctions* set : SETS)
+        if (std::strcmp(set->name, name) == 0 && runs_here(*set)) {
+            current() = set;
+            return true;
+        }
+    return false;
+}
+
+}  // namespace fastrl

@@ -1,0 +1,258 @@
+// One row of logits on the including file's instruction set; it defines FASTRL_ISA, FASTRL_WIDTH.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "loss.h"
+#include "vectors.h"
+
+namespace fastrl::FASTRL_ISA {
+
+constexpr int64_t CHUNK = 1024;  // floats: a chunk's second read comes from the first cache
+constexpr int UNROLL = 4;
+constexpr double LN2 = 0.6931471805599453;
+constexpr float LOWEST = -127.0f;  // 2^t is 0 there
+
+// z before the temperature as a function of x, and the factor of base 2.
+struct Transform {
+    float factor;  // log2(e) / T
+    float logit_scale, softcap;
+    bool elementwise;  // false: z = x, the scale is in `factor`
+    double outer;      // d(z / T) / dx without the cap's part
+
+    explicit Transform(const Logits& logits, int64_t row)
+        : logit_scale(logits.logit_scale), softcap(logits.softcap) {
+        const double temperature =
+            logits.temperatures ? logits.temperatures[row] : logits.temperature;
+        elementwise = softcap > 0 || logit_scale <= 0;
+        outer = logit_scale / temperature;
+        factor = static_cast<float>((elementwise ? 1.0 : logit_scale) / (LN2 * temperature));
+    }
+
+    FASTRL_INLINE Floats operator()(Floats x) const {
+        Floats z = x * logit_scale;
+        if (softcap > 0) z = softcap * tanh(z / softcap);
+        return z;
+    }
+
+    FASTRL_INLINE float operator()(float x) const {
+        return elementwise ? (*this)(splat(x))[0] : x;
+    }
+};
+
+template <typename T>
+FASTRL_INLINE float load_one(const T* source) {
+    T several[WIDTH] = {*source};
+    return load(several)[0];
+}
+
+template <typename T>
+FASTRL_INLINE void store_one(T* target, float value) {
+    T several[WIDTH];
+    store(several, splat(value));
+    *target = several[0];
+}
+
+// `count` values of z as floats, padded with -inf to whole vectors; returns the padded count.
+template <typename T>
+int64_t gather(const T* x, int64_t count, const Transform& transform, float* z) {
+    int64_t i = 0;
+    if (transform.elementwise)
+        for (; i + WIDTH <= count; i += WIDTH) store(z + i, transform(load(x + i)));
+    else
+        for (; i + WIDTH <= count; i += WIDTH) store(z + i, load(x + i));
+    for (; i < count; ++i) z[i] = transform(load_one(x + i));
+    for (; i % (UNROLL * WIDTH); ++i) z[i] = -std::numeric_limits<float>::infinity();
+    return i;
+}
+
+struct Running {
+    float peak = -std::numeric_limits<float>::infinity();
+    double sum = 0, weighted = 0, squares = 0, kept = 0;
+    int64_t argmax = -1;
+
+    // Everything so far, relative to a larger peak.
+    void move_to(float next, double factor) {
+        if (std::isfinite(peak) && std::isfinite(next)) {
+            const double moved = (static_cast<double>(peak) - next) * factor;
+            const double ratio = std::exp2(moved);
+            // where nothing is left of a sum, moved may be infinite
+            weighted = ratio > 0 ? (weighted + moved * sum) * ratio : 0.0;
+            sum *= ratio, squares *= ratio * ratio, kept *= ratio;
+        } else if (!std::isfinite(next)) {
+            sum = weighted = std::numeric_limits<double>::quiet_NaN();
+        }
+        peak = next;
+    }
+};
+
+FASTRL_INLINE Floats exponent(Floats z, float peak, float factor) {
+    const Floats t = (z - peak) * factor;
+    return t < LOWEST ? splat(LOWEST) : t;
+}
+
+template <bool WITH_EXTRAS, typename T>
+FASTRL_INLINE void accumulate(const T* z, int64_t count, float factor, float threshold,
+                              Running& running) {
+    Floats peaks[UNROLL];
+    for (int u = 0; u < UNROLL; ++u) peaks[u] = load(z + u * WIDTH);
+    for (int64_t i = UNROLL * WIDTH; i < count; i += UNROLL * WIDTH)
+        for (int u = 0; u < UNROLL; ++u) peaks[u] = larger(load(z + i + u * WIDTH), peaks[u]);
+    const float peak =
+        largest(larger(larger(peaks[0], peaks[1]), larger(peaks[2], peaks[3])));
+    if (peak > running.peak) running.move_to(peak, factor);
+    // a row that begins with -inf alone: e is 0 whatever finite number stands in for the peak
+    const float base = std::isinf(running.peak) ? 0.0f : running.peak;
+    Floats sums[UNROLL] = {}, weighted[UNROLL] = {}, squares[UNROLL] = {}, kept[UNROLL] = {};
+    for (int64_t i = 0; i < count; i += UNROLL * WIDTH)
+        for (int u = 0; u < UNROLL; ++u) {
+            const Floats values = load(z + i + u * WIDTH);
+            const Floats t = exponent(values, base, factor), e = exp2(t);
+            sums[u] += e;
+            weighted[u] += e * t;
+            if constexpr (WITH_EXTRAS) {
+                squares[u] += e * e;
+                kept[u] += values >= threshold ? e : Floats{};
+            }
+        }
+    running.sum += total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    running.weighted += total((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
+    if constexpr (WITH_EXTRAS) {
+        running.squares += total((squares[0] + squares[1]) + (squares[2] + squares[3]));
+        running.kept += total((kept[0] + kept[1]) + (kept[2] + kept[3]));
+    }
+}
+
+template <bool WITH_EXTRAS, typename T>
+__attribute__((noinline)) RowStatistics statistics_of(const Logits& logits, int64_t row,
+                                                      const Extras& extras) {
+    const T* x = static_cast<const T*>(logits.data) + row * logits.stride;
+    const Transform transform(logits, row);
+    float threshold = 0.0f;
+    if (WITH_EXTRAS && extras.thresholds)
+        threshold = extras.thresholds[row] / (transform.elementwise ? 1.0f : logits.logit_scale);
+    Running running;
+    alignas(64) float z[CHUNK];
+    int64_t peak_chunk = 0;
+    for (int64_t i = 0; i < logits.valid; i += CHUNK) {
+        const float before = running.peak;
+        const int64_t left = logits.valid - i;
+        if (left >= CHUNK && !transform.elementwise) {
+            accumulate<WITH_EXTRAS>(x + i, CHUNK, transform.factor, threshold, running);
+        } else {
+            const int64_t padded = gather(x + i, left < CHUNK ? left : CHUNK, transform, z);
+            accumulate<WITH_EXTRAS>(z, padded, transform.factor, threshold, running);
+        }
+        if (running.peak > before) peak_chunk = i;
+    }
+    const bool broken = std::isnan(running.weighted) || std::isnan(running.sum);
+    if (broken) running.sum = running.weighted = std::numeric_limits<double>::quiet_NaN();
+    if constexpr (WITH_EXTRAS) {
+        if (extras.sum_squares)
+            extras.sum_squares[row] =
+                static_cast<float>(running.squares / (running.sum * running.sum));
+        if (extras.max_prob) extras.max_prob[row] = static_cast<float>(1.0 / running.sum);
+        if (extras.log_kept_mass)
+            extras.log_kept_mass[row] = static_cast<float>(std::log(running.kept / running.sum));
+        if (extras.argmax) {
+            int64_t found = broken ? -1 : peak_chunk;
+            while (!broken && transform(load_one(x + found)) != running.peak) ++found;
+            extras.argmax[row] = found;
+        }
+    }
+    RowStatistics result;
+    result.peak = std::isinf(running.peak) ? 0.0f : running.peak;
+    result.log_sum = std::log(running.sum);
+    result.inverse_sum = 1.0 / running.sum;
+    const double factor = LN2 * transform.factor;
+    const float target = transform(load_one(x + logits.targets[row]));
+    result.logprob = (static_cast<double>(target) - result.peak) * factor - result.log_sum;
+    result.entropy = result.log_sum - LN2 * running.weighted * result.inverse_sum;
+    return result;
+}
+
+template <bool CAPPED, typename T>
+FASTRL_INLINE void differentiate(const T* z, int64_t count, float peak, const Transform& transform,
+                                 float constant, float slope, T* out) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const Floats values = load(z + i);
+        const Floats t = exponent(values, peak, transform.factor);
+        Floats dx = exp2(t) * (slope * t + constant);
+        if constexpr (CAPPED) {
+            const Floats tanh = values / transform.softcap;
+            dx *= 1.0f - tanh * tanh;
+        }
+        store(out + i, dx);
+    }
+}
+
+template <typename T>
+void gradient_of(const Logits& logits, int64_t row, const RowStatistics& statistics, double a,
+                 double g, void* out_data) {
+    const T* x = static_cast<const T*>(logits.data) + row * logits.stride;
+    T* out = static_cast<T*>(out_data);
+    const Transform transform(logits, row);
+    const double scaled = statistics.inverse_sum * transform.outer;
+    const double constant = -scaled * (a + g * (statistics.entropy - statistics.log_sum));
+    const double slope = -scaled * g * LN2;
+    // at the target 1 - p is taken without cancellation
+    const int64_t target = logits.targets[row];
+    const double p = std::exp(statistics.logprob);
+    double at_target = -a * std::expm1(statistics.logprob);
+    if (p > 0) at_target -= g * p * (statistics.logprob + statistics.entropy);
+    at_target *= transform.outer;
+    if (transform.softcap > 0) {
+        const double tanh = transform(load_one(x + target)) / transform.softcap;
+        at_target *= 1.0 - tanh * tanh;
+    }
+    const float constant_f = static_cast<float>(constant), slope_f = static_cast<float>(slope);
+    alignas(64) float z[CHUNK];
+    for (int64_t i = 0; i < logits.valid; i += CHUNK) {
+        const int64_t left = logits.valid - i, count = left < CHUNK ? left : CHUNK;
+        if (count == CHUNK && !transform.elementwise) {
+            differentiate<false>(x + i, CHUNK, statistics.peak, transform, constant_f, slope_f,
+                                 out + i);
+            continue;
+        }
+        const int64_t padded = gather(x + i, count, transform, z);
+        if (transform.softcap > 0)
+            differentiate<true>(z, padded, statistics.peak, transform, constant_f, slope_f, z);
+        else
+            differentiate<false>(z, padded, statistics.peak, transform, constant_f, slope_f, z);
+        int64_t j = 0;
+        for (; j + WIDTH <= count; j += WIDTH) store(out + i + j, load(z + j));
+        for (; j < count; ++j) store_one(out + i + j, z[j]);
+    }
+    store_one(out + target, static_cast<float>(at_target));
+    std::memset(static_cast<void*>(out + logits.valid), 0, sizeof(T) * (logits.vocab - logits.valid));
+}
+
+RowStatistics statistics(const Logits& logits, int64_t row, const Extras& extras) {
+    const bool more = extras.sum_squares || extras.max_prob || extras.argmax ||
+                      extras.log_kept_mass;
+    switch (logits.dtype) {
+        case DType::bf16:
+            return more ? statistics_of<true, BFloat16>(logits, row, extras)
+                        : statistics_of<false, BFloat16>(logits, row, extras);
+        case DType::f16:
+            return more ? statistics_of<true, Float16>(logits, row, extras)
+                        : statistics_of<false, Float16>(logits, row, extras);
+        default:
+            return more ? statistics_of<true, float>(logits, row, extras)
+                        : statistics_of<false, float>(logits, row, extras);
+    }
+}
+
+void gradient(const Logits& logits, int64_t row, const RowStatistics& found, double a, double g,
+              void* out) {
+    switch (logits.dtype) {
+        case DType::bf16: return gradient_of<BFloat16>(logits, row, found, a, g, out);
+        case DType::f16: return gradient_of<Float16>(logits, row, found, a, g, out);
+        default: return gradient_of<float>(logits, row, found, a, g, out);
+    }
+}
+
+}  // namespace fastrl::FASTRL_ISA

@@ -1,0 +1,155 @@
+// WIDTH floats at a time in the compiler's vector types, for the file's instruction set: loads and
+// stores of three dtypes, 2^t and tanh. The including file defines FASTRL_ISA and FASTRL_WIDTH.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace fastrl::FASTRL_ISA {
+
+#define FASTRL_INLINE inline __attribute__((always_inline))
+
+constexpr int WIDTH = FASTRL_WIDTH;
+using Floats = float __attribute__((vector_size(4 * WIDTH)));
+using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
+using Halves = uint16_t __attribute__((vector_size(2 * WIDTH)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+FASTRL_INLINE Floats splat(float value) { return value - Floats{}; }
+
+FASTRL_INLINE Floats as_floats(Ints bits) {
+    Floats floats;
+    std::memcpy(&floats, &bits, sizeof floats);
+    return floats;
+}
+
+FASTRL_INLINE Ints as_ints(Floats floats) {
+    Ints bits;
+    std::memcpy(&bits, &floats, sizeof bits);
+    return bits;
+}
+
+FASTRL_INLINE Ints widen(const void* source) {
+    Halves halves;
+    std::memcpy(&halves, source, sizeof halves);
+    return __builtin_convertvector(halves, Ints);
+}
+
+FASTRL_INLINE void narrow(Ints values, void* target) {
+    const Halves halves = __builtin_convertvector(values, Halves);
+    std::memcpy(target, &halves, sizeof halves);
+}
+
+FASTRL_INLINE Floats load(const float* source) {
+    Floats values;
+    std::memcpy(&values, source, sizeof values);
+    return values;
+}
+
+FASTRL_INLINE Floats load(const BFloat16* source) { return as_floats(widen(source) << 16); }
+
+FASTRL_INLINE Floats load(const Float16* source) {
+#if FASTRL_WIDTH == 16 && defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+#elif FASTRL_WIDTH == 8 && defined(__F16C__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#else
+    const Ints bits = widen(source), magnitude = (bits & 0x7fff) << 13;
+    // 2^112 moves the exponent's bias from 15 to 127 and makes subnormal numbers normal
+    const Floats moved = as_floats(magnitude) * 0x1p112f;
+    const Ints special = magnitude | 0x7f800000;  // infinity, NaN
+    const Ints finite = magnitude < (0x7c00 << 13);
+    return as_floats(((finite & as_ints(moved)) | (~finite & special)) | (bits & 0x8000) << 16);
+#endif
+}
+
+FASTRL_INLINE void store(float* target, Floats values) {
+    std::memcpy(target, &values, sizeof values);
+}
+
+// Rounds to nearest, ties to even, as the hardware does; a NaN stays one.
+FASTRL_INLINE void store(BFloat16* target, Floats values) {
+    const Ints bits = as_ints(values);
+    const Ints rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
+    const Ints number = values == values;
+    narrow((number & rounded) | (~number & 0x7fc0), target);
+}
+
+FASTRL_INLINE void store(Float16* target, Floats values) {
+#if FASTRL_WIDTH == 16 && defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtps_ph(values, 0));
+#elif FASTRL_WIDTH == 8 && defined(__F16C__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm256_cvtps_ph(values, 0));
+#else
+    const Ints bits = as_ints(values), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+    // normal in fp16: round away 13 bits of mantissa; below 2^-14 an addition aligns the bits
+    const Ints normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112 << 23)) >> 13;
+    const Ints subnormal = as_ints(as_floats(magnitude) + 0.5f) - 0x3f000000;
+    const Ints is_normal = magnitude >= (113 << 23), is_large = magnitude >= 0x477ff000;
+    const Ints is_nan = magnitude > 0x7f800000;
+    Ints half = (is_normal & normal) | (~is_normal & subnormal);
+    half = (~is_large & half) | (is_large & 0x7c00) | (is_nan & 0x200);
+    narrow(half | sign, target);
+#endif
+}
+
+FASTRL_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+FASTRL_INLINE float largest(Floats values) {
+    float found = values[0];
+    for (int i = 1; i < WIDTH; ++i) found = values[i] > found ? values[i] : found;
+    return found;
+}
+
+FASTRL_INLINE double total(Floats values) {
+    float halves[WIDTH];
+    std::memcpy(halves, &values, sizeof halves);
+    for (int half = WIDTH / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) halves[i] += halves[i + half];
+    return halves[0];
+}
+
+// 2^t for -127 <= t <= 0.5, to 1.6e-8 and the rounding; exactly 0 at -127 and exactly 1 at 0.
+// A NaN may give anything. The polynomial is the minimax of 2^f on [-1/2, 1/2] with 2^0 = 1.
+FASTRL_INLINE Floats exp2(Floats t) {
+    constexpr float shift = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
+    const Floats shifted = t + shift, f = t - (shifted - shift);
+    Floats p = splat(0.00015353361959569156f);
+    p = p * f + 0.0013398873852565885f;
+    p = p * f + 0.00961843691766262f;
+    p = p * f + 0.055503323674201965f;
+    p = p * f + 0.24022647738456726f;
+    p = p * f + 0.6931471824645996f;
+    p = p * f + 1.0f;
+    return as_floats(as_ints(p) + (as_ints(shifted) << 23));
+}
+
+// To 2 units in the last place. The polynomial is the minimax of tanh(u) / u on [0, 0.6].
+FASTRL_INLINE Floats tanh(Floats u) {
+    const Floats size = as_floats(as_ints(u) & 0x7fffffff), square = u * u;
+    Floats p = splat(-0.005895158741623163f);
+    p = p * square + 0.020795971155166626f;
+    p = p * square - 0.053783830255270004f;
+    p = p * square + 0.13331924378871918f;
+    p = p * square - 0.33333298563957214f;
+    const Floats small = u + u * (square * p);
+    const Floats power = size * -2.8853900817779268f;  // -2 log2(e) |u|
+    const Floats e = exp2(power < -126.0f ? splat(-126.0f) : power);
+    const Floats large = as_floats(as_ints((1.0f - e) / (1.0f + e)) | (as_ints(u) & INT32_MIN));
+    const Floats result = size < 0.6f ? small : large;
+    return u == u ? result : u;
+}
+
+}  // namespace fastrl::FASTRL_ISA

@@ -1,0 +1,20 @@
+"""Token log-probs, entropies and policy losses from logits or hidden states; usable alone."""
+
+from fastrl.losses import LossSpec, Rows
+from fastrl.ops.public import (
+    PolicyLossOutput,
+    linear_logprobs_and_entropy,
+    linear_policy_loss,
+    logprobs_and_entropy,
+    policy_loss,
+)
+
+__all__ = [
+    "LossSpec",
+    "PolicyLossOutput",
+    "Rows",
+    "linear_logprobs_and_entropy",
+    "linear_policy_loss",
+    "logprobs_and_entropy",
+    "policy_loss",
+]

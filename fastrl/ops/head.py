@@ -1,0 +1,150 @@
+"""Rows of logits from hidden states and a head's weight, one chunk of them in memory at a time.
+
+Each chunk of logits is a matrix product, and the row kernels write its gradient over it. The
+products are the floor: 2 N V D operations forward, 6 N V D with the gradient in the forward.
+
+Legend: N: rows (tokens), C: those of a chunk, D: hidden width, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastrl.losses import LossSpec, Rows
+from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
+
+CHUNK_BYTES = 1 << 26  # of logits
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Logits = hidden @ weight.T + bias that are never whole, and what LogitRows holds besides."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor  # the dtype of the hidden states
+    bias_V: Tensor | None
+    targets_N: Tensor
+    mask_N: Tensor | None
+    temperature: float | Tensor
+    valid: int
+    softcap: float | None
+    logit_scale: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return wide_dtype(self.hidden_ND.dtype)
+
+    def zeros(self) -> Tensor:
+        """One number a row."""
+        return torch.zeros(self.targets_N.shape, dtype=self.dtype, device=self.targets_N.device)
+
+
+class _Products:
+    """The matrix products of a head, in fp32 (fp64 for fp64), and their accumulated gradients."""
+
+    def __init__(self, x: HeadRows) -> None:
+        self.x = x
+        self.weight_VD = x.weight_VD[: x.valid].to(x.dtype)
+        self.bias_V = None if x.bias_V is None else x.bias_V[: x.valid].to(x.dtype)
+        self.gradients: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def chunks(self, index_M: Tensor) -> Iterator[tuple[Tensor, Tensor, LogitRows]]:
+        """(index, hidden states, rows of logits) of a chunk; the logits' memory is used again."""
+        x, size = self.x, self.x.dtype.itemsize
+        rows = min(len(index_M), max(1, CHUNK_BYTES // (size * x.valid)))
+        if not rows:
+            return
+        # chunks of one size
+        rows = -(-len(index_M) // -(-len(index_M) // rows))
+        memory = torch.empty(rows, x.valid, dtype=x.dtype, device=x.hidden_ND.device)
+        for index_C in index_M.split(rows):
+            hidden_CD = x.hidden_ND[index_C].to(x.dtype)
+            logits_CV = memory[: len(index_C)]
+            if self.bias_V is None:
+                torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
+            else:
+                torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
+            t = x.temperature
+            yield index_C, hidden_CD, LogitRows(
+                logits_CV, x.targets_N[index_C], None, t[index_C] if isinstance(t, Tensor) else t,
+                x.valid, x.softcap, x.logit_scale,
+            )  # fmt: skip
+
+    def add(self, index_C: Tensor, hidden_CD: Tensor, dlogits_CV: Tensor) -> None:
+        """Accumulate the gradients of hidden states, weight and bias from those of the logits."""
+        if self.gradients is None:
+            self.gradients = self._zeros()
+        hidden, weight, bias = self.gradients
+        hidden[index_C] = dlogits_CV @ self.weight_VD
+        weight[: self.x.valid].addmm_(dlogits_CV.T, hidden_CD)
+        if self.bias_V is not None:
+            bias[: self.x.valid] += dlogits_CV.sum(0)
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients in their inputs' dtypes; that of an absent bias is empty."""
+        hidden, weight, bias = self.gradients or self._zeros()
+        dtype = self.x.hidden_ND.dtype
+        bias_dtype = dtype if self.x.bias_V is None else self.x.bias_V.dtype
+        return hidden.to(dtype), weight.to(dtype), bias.to(bias_dtype)
+
+    def _zeros(self) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, weight = self.x.hidden_ND, self.x.weight_VD
+        bias = hidden.new_empty(0) if self.x.bias_V is None else self.x.bias_V
+        zeros = [torch.zeros_like(x, dtype=self.x.dtype) for x in (hidden, weight, bias)]
+        return zeros[0], zeros[1], zeros[2]
+
+
+def _unmasked(x: HeadRows) -> Tensor:
+    if x.mask_N is None:
+        return torch.arange(len(x.targets_N), device=x.targets_N.device)
+    return x.mask_N.nonzero().squeeze(1)
+
+
+def statistics(kernels: Kernels, x: HeadRows) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of the unmasked rows, 0 elsewhere, [N] each."""
+    logprobs_N, entropy_N = x.zeros(), x.zeros()
+    for index_C, _, rows in _Products(x).chunks(_unmasked(x)):
+        logprobs_N[index_C], entropy_N[index_C] = kernels.statistics(rows)
+    return logprobs_N, entropy_N
+
+
+def gradient(
+    kernels: Kernels, x: HeadRows, a_N: Tensor, g_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden states, weight and bias; 6 N V D operations for rows in need."""
+    needed_N = (a_N != 0) | (g_N != 0)
+    if x.mask_N is not None:
+        needed_N &= x.mask_N
+    products = _Products(x)
+    for index_C, hidden_CD, rows in products.chunks(needed_N.nonzero().squeeze(1)):
+        kernels.gradient(rows, a_N[index_C], g_N[index_C], rows.logits_NV)
+        products.add(index_C, hidden_CD, rows.logits_NV)
+    return products.results()
+
+
+def policy_loss(
+    kernels: Kernels, x: HeadRows, rows: Rows, spec: LossSpec, scale: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Losses, log-probs and entropies [N] and the gradients (empty if unwanted)."""
+    losses_N, logprobs_N, entropy_N = x.zeros(), x.zeros(), x.zeros()
+    products = _Products(x)
+    # without an advantage or an entropy term a row has no gradient, before anything is computed;
+    # the chunks are those of `statistics`, so that log-probs have its bits
+    active_N = (rows.advantages != 0) | (spec.entropy_coef != 0)
+    for index_C, hidden_CD, logits in products.chunks(_unmasked(x)):
+        active_C = active_N[index_C].nonzero().squeeze(1)
+        out_CV = logits.logits_NV if wanted and len(active_C) else None
+        losses_N[index_C], logprobs_N[index_C], entropy_N[index_C] = kernels.policy_loss(
+            logits, rows.select(index_C), spec, scale, out_CV
+        )
+        if out_CV is not None and 4 * len(active_C) <= 3 * len(index_C):
+            products.add(index_C[active_C], hidden_CD[active_C], out_CV[active_C])
+        elif out_CV is not None:
+            products.add(index_C, hidden_CD, out_CV)
+    nothing = x.hidden_ND.new_empty(0)
+    gradients = products.results() if wanted else (nothing, nothing.clone(), nothing.clone())
+    return losses_N, logprobs_N, entropy_N, gradients

@@ -1,0 +1,464 @@
+"""The operations as torch.library operators: opaque to the compiler, the device picks the kernel.
+
+One operator for each value and one for its gradient. Everything that a kernel takes is an argument
+here: numbers that change from call to call are tensors or are never baked into a kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrl.errors import UsageError
+from fastrl.losses import LossSpec, Rows
+from fastrl.ops import definition, head
+from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
+
+BACKENDS = ("auto", "triton", "cpu", "torch")
+launches: Counter[str] = Counter()  # calls of each backend, by name
+
+HAS_EXTENSION = importlib.util.find_spec("fastrl._C") is not None
+
+
+def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that runs; raises UsageError where a named one cannot."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is {backend!r}; allowed: {', '.join(map(repr, BACKENDS))}")
+    if backend == "auto":
+        native = device.type == "cpu" and HAS_EXTENSION and dtype != torch.float64
+        return "cpu" if native else "torch"
+    if backend == "triton":
+        raise UsageError(
+            "backend 'triton' is not part of this build; use backend='torch' or 'auto'"
+        )
+    if backend == "cpu":
+        reason = None
+        if not HAS_EXTENSION:
+            reason = "the extension fastrl._C is not built; reinstall fastrl"
+        elif device.type != "cpu":
+            reason = f"the input is on {device}; move it to the CPU, or use backend='auto'"
+        elif dtype == torch.float64:
+            reason = "it computes in fp32; use backend='torch' for fp64"
+        if reason:
+            raise UsageError(f"backend 'cpu' cannot run here: {reason}")
+    return backend
+
+
+def _kernels(backend: str) -> Kernels:
+    launches[backend] += 1
+    if backend == "cpu":
+        from fastrl.ops import native
+
+        return native
+    return definition
+
+
+def _in_full_precision(operation: Callable) -> Callable:
+    """An operation with autocast off, which would round products; its first input is a tensor."""
+
+    @functools.wraps(operation)
+    def run(first: Tensor, *args: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return operation(first, *args)
+
+    return run
+
+
+def check_values(
+    targets_N: Tensor, mask_N: Tensor | None, valid: int, temperature: float | Tensor
+) -> None:
+    """Raises UsageError for a target or temperature out of range; looks on the CPU only.
+
+    On a GPU a look is a synchronisation: there a target outside the vocabulary gives NaN.
+    """
+    if targets_N.device.type != "cpu":
+        return
+    outside_N = (targets_N < 0) | (targets_N >= valid)
+    wrong_N = ~(temperature > 0) if isinstance(temperature, Tensor) else None
+    if mask_N is not None:
+        outside_N &= mask_N
+        wrong_N = None if wrong_N is None else wrong_N & mask_N
+    if bool(outside_N.any()):
+        row = int(outside_N.nonzero()[0])
+        raise UsageError(
+            f"the target of row {row} is {int(targets_N[row])}, outside the vocabulary"
+            f" 0..{valid - 1}; mask that row or mend it"
+        )
+    if wrong_N is not None and bool(wrong_N.any()):
+        assert isinstance(temperature, Tensor)
+        row = int(wrong_N.nonzero()[0])
+        raise UsageError(
+            f"temperature is {float(temperature[row])} in row {row}; it must be positive"
+        )
+
+
+def _logit_rows(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+) -> LogitRows:
+    either = temperature if temperatures is None else temperatures
+    check_values(targets, mask, valid, either)
+    return LogitRows(logits, targets, mask, either, valid, softcap)
+
+
+def _vectors(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Fresh vectors of a number a row, in the dtype of results."""
+    return tuple(x.new_empty(x.shape[0], dtype=wide_dtype(x.dtype)) for _ in range(count))
+
+
+@torch.library.custom_op("fastrl::row_statistics", mutates_args=())
+@_in_full_precision
+def row_statistics(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of rows of logits, [N] each."""
+    x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
+    return _kernels(backend).statistics(x)
+
+
+@row_statistics.register_fake
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _vectors(logits, 2)
+
+
+@torch.library.custom_op("fastrl::row_gradient", mutates_args=())
+@_in_full_precision
+def row_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    backend: str,
+    a: Tensor,
+    g: Tensor,
+) -> Tensor:
+    """The gradient of logits, [N, V], from those of log-probs and entropies."""
+    x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _kernels(backend).gradient(x, a, g, out)
+    return out
+
+
+@row_gradient.register_fake
+def _(logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _refuse_second_derivative() -> None:
+    # torch.library's own refusal comes only when the second derivative is taken
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise UsageError(
+            "a backward with create_graph=True asks log-probs or a loss for a second derivative;"
+            " they have only the first: leave create_graph out"
+        )
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    logits, targets, mask, temperature, temperatures, *rest = inputs
+    ctx.save_for_backward(logits, targets, mask, temperatures)
+    ctx.temperature, ctx.rest = temperature, rest
+
+
+def _row_statistics_backward(ctx: Any, a: Tensor, g: Tensor) -> tuple[Any, ...]:
+    _refuse_second_derivative()
+    logits, targets, mask, temperatures = ctx.saved_tensors
+    found = row_gradient(
+        logits, targets, mask, ctx.temperature, temperatures, *ctx.rest, a.contiguous(),
+        g.contiguous(),
+    )  # fmt: skip
+    return (found, *[None] * 7)
+
+
+row_statistics.register_autograd(_row_statistics_backward, setup_context=_save_rows)
+
+
+def pack(spec: LossSpec) -> tuple[str, str, list[float]]:
+    """A loss of rows as an operator's arguments."""
+    dual = 0.0 if spec.dual_clip is None else spec.dual_clip
+    numbers = [spec.clip_low, spec.clip_high, dual, spec.sampler_correction_cap, spec.entropy_coef]
+    return spec.loss, spec.sampler_correction or "", [float(number) for number in numbers]
+
+
+def _unpack(loss: str, correction: str, numbers: Sequence[float]) -> LossSpec:
+    low, high, dual, cap, entropy_coef = numbers
+    return LossSpec(
+        loss=loss, clip_low=low, clip_high=high, dual_clip=dual or None,
+        sampler_correction=correction or None, sampler_correction_cap=cap,
+        entropy_coef=entropy_coef, on_policy=True,
+    )  # fmt: skip
+
+
+def _policy_rows(
+    targets: Tensor,
+    mask: Tensor | None,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    row_weights: Tensor | None,
+) -> Rows:
+    everything = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
+    return Rows(
+        advantages, everything, old_logprobs, sampler_logprobs=sampler_logprobs,
+        row_weights=row_weights,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("fastrl::policy_loss", mutates_args=())
+@_in_full_precision
+def policy_loss(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    backend: str,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    row_weights: Tensor | None,
+    scale: Tensor,
+    loss: str,
+    correction: str,
+    numbers: Sequence[float],
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss times `scale`, log-probs, entropies, and the gradient [N, V] (empty if unwanted)."""
+    x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
+    rows = _policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
+    spec = _unpack(loss, correction, numbers)
+    like = torch.empty_like if wanted else _nothing
+    out = like(logits, memory_format=torch.contiguous_format)
+    losses, logprobs, entropy = _kernels(backend).policy_loss(
+        x, rows, spec, scale, out if wanted else None
+    )
+    return losses.sum() * scale, logprobs, entropy, out
+
+
+def _nothing(x: Tensor, **_: Any) -> Tensor:
+    return x.new_empty(0)
+
+
+@policy_loss.register_fake
+def _(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    like = torch.empty_like if rest[-1] else _nothing
+    out = like(logits, memory_format=torch.contiguous_format)
+    return (logits.new_empty((), dtype=wide_dtype(logits.dtype)), *_vectors(logits, 2), out)
+
+
+@torch.library.custom_op("fastrl::scale_", mutates_args=("gradients",))
+def scale_(gradients: Sequence[Tensor], upstream: Tensor) -> None:
+    """Multiply gradients by a 0-d tensor, in place."""
+    for gradient in gradients:
+        gradient.mul_(upstream)
+
+
+@scale_.register_fake
+def _(gradients: Sequence[Tensor], upstream: Tensor) -> None:
+    return None
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[3:])
+    ctx.count, ctx.spent, ctx.has_bias = len(inputs), False, inputs[2] is not None
+
+
+def _scaled(ctx: Any, upstream: Tensor) -> list[Tensor]:
+    """The saved gradients times the upstream one; as they are where that is 1."""
+    _refuse_second_derivative()
+    gradients = list(ctx.saved_tensors)
+    if type(upstream) is Tensor and upstream.device.type == "cpu":
+        factor = float(upstream)
+        return gradients if factor == 1.0 else [g * factor for g in gradients]
+    # in place, and without a look at the number: so a graph that is kept cannot give them again
+    if ctx.spent:
+        raise UsageError(
+            "a second backward through one policy loss: on this device the first one hands out its"
+            " gradient; call the loss again, or add the losses before one backward"
+        )
+    ctx.spent = True
+    scale_(gradients, upstream)
+    return gradients
+
+
+def _policy_loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+    return (_scaled(ctx, upstream)[0], *[None] * (ctx.count - 1))
+
+
+policy_loss.register_autograd(_policy_loss_backward, setup_context=_save_gradients)
+
+
+def _head_rows(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    logit_scale: float,
+) -> head.HeadRows:
+    either = temperature if temperatures is None else temperatures
+    check_values(targets, mask, valid, either)
+    return head.HeadRows(hidden, weight, bias, targets, mask, either, valid, softcap, logit_scale)
+
+
+@torch.library.custom_op("fastrl::linear_row_statistics", mutates_args=())
+@_in_full_precision
+def linear_row_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    logit_scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies from hidden states, [N] each."""
+    x = _head_rows(
+        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap, logit_scale
+    )
+    return head.statistics(_kernels(backend), x)
+
+
+@linear_row_statistics.register_fake
+def _(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return _vectors(hidden, 2)
+
+
+@torch.library.custom_op("fastrl::linear_row_gradient", mutates_args=())
+@_in_full_precision
+def linear_row_gradient(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    logit_scale: float,
+    backend: str,
+    a: Tensor,
+    g: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden states, weight and bias (empty without one)."""
+    x = _head_rows(
+        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap, logit_scale
+    )
+    return head.gradient(_kernels(backend), x, a, g)
+
+
+def _like_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    return (
+        torch.empty_like(hidden, memory_format=torch.contiguous_format),
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        hidden.new_empty(0) if bias is None else torch.empty_like(bias),
+    )
+
+
+@linear_row_gradient.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
+    return _like_head(hidden, weight, bias)
+
+
+def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    hidden, weight, bias, targets, mask, temperature, temperatures, *rest = inputs
+    ctx.save_for_backward(hidden, weight, bias, targets, mask, temperatures)
+    ctx.temperature, ctx.rest = temperature, rest
+
+
+def _linear_row_statistics_backward(ctx: Any, a: Tensor, g: Tensor) -> tuple[Any, ...]:
+    _refuse_second_derivative()
+    hidden, weight, bias, targets, mask, temperatures = ctx.saved_tensors
+    by_hidden, by_weight, by_bias = linear_row_gradient(
+        hidden, weight, bias, targets, mask, ctx.temperature, temperatures, *ctx.rest,
+        a.contiguous(), g.contiguous(),
+    )  # fmt: skip
+    return (by_hidden, by_weight, None if bias is None else by_bias, *[None] * 8)
+
+
+linear_row_statistics.register_autograd(_linear_row_statistics_backward, setup_context=_save_head)
+
+
+@torch.library.custom_op("fastrl::linear_policy_loss", mutates_args=())
+@_in_full_precision
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    logit_scale: float,
+    backend: str,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    row_weights: Tensor | None,
+    scale: Tensor,
+    loss: str,
+    correction: str,
+    numbers: Sequence[float],
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss times `scale`, log-probs, entropies, and the gradients of the three inputs."""
+    x = _head_rows(
+        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap, logit_scale
+    )
+    rows = _policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
+    spec = _unpack(loss, correction, numbers)
+    losses, logprobs, entropy, gradients = head.policy_loss(
+        _kernels(backend), x, rows, spec, scale, wanted
+    )
+    return losses.sum() * scale, logprobs, entropy, *gradients
+
+
+@linear_policy_loss.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    gradients = _like_head(hidden, weight, bias)
+    if not rest[-1]:
+        gradients = tuple(_nothing(x) for x in gradients)
+    return (
+        hidden.new_empty((), dtype=wide_dtype(hidden.dtype)), *_vectors(hidden, 2), *gradients,
+    )  # fmt: skip
+
+
+def _linear_policy_loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+    by_hidden, by_weight, by_bias = _scaled(ctx, upstream)
+    return (by_hidden, by_weight, by_bias if ctx.has_bias else None, *[None] * (ctx.count - 3))
+
+
+linear_policy_loss.register_autograd(_linear_policy_loss_backward, setup_context=_save_gradients)

@@ -1,0 +1,83 @@
+"""The kernels in C++ (`csrc/loss.h`): fp32, bf16 and fp16 on the CPU, threads over rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastrl import _C
+from fastrl.losses import LossSpec, Rows, log_bounds
+from fastrl.ops.rows import LogitRows
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LOSSES = {"reinforce": 0, "clip": 1, "cispo": 2}
+CORRECTIONS = {None: 0, "token_truncate": 1, "token_mask": 2}
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _floats(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.to(torch.float32).contiguous()
+
+
+class _Rows:
+    """The C++ view of rows; it keeps alive what it points to."""
+
+    def __init__(self, x: LogitRows) -> None:
+        logits = x.logits_NV
+        assert logits.dtype in DTYPES and (logits.stride(1) == 1 or logits.shape[1] == 1)
+        self.targets, self.mask = x.targets_N.contiguous(), x.mask_N
+        if self.mask is not None:
+            self.mask = self.mask.contiguous()
+        one = isinstance(x.temperature, float)
+        self.temperatures = None if isinstance(x.temperature, float) else _floats(x.temperature)
+        self.logits = _C.Logits(
+            _address(logits), DTYPES[logits.dtype], logits.stride(0), len(logits), x.valid,
+            logits.shape[1], _address(self.targets), _address(self.mask),
+            _address(self.temperatures), x.temperature if one else 1.0, x.softcap or 0.0,
+            x.logit_scale,
+        )  # fmt: skip
+
+
+def _empty(x: LogitRows) -> Tensor:
+    return torch.empty(len(x.logits_NV), dtype=torch.float32)
+
+
+def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies, [N] each."""
+    rows, logprobs_N, entropy_N = _Rows(x), _empty(x), _empty(x)
+    _C.row_statistics(
+        rows.logits, _address(logprobs_N), _address(entropy_N), 0, 0, 0, 0, 0,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return logprobs_N, entropy_N
+
+
+def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
+    """The gradient of the logits from those of log-prob and entropy."""
+    assert out_NV.stride(1) == 1 or out_NV.shape[1] == 1
+    rows, a, g = _Rows(x), _floats(a_N), _floats(g_N)
+    _C.row_gradient(
+        rows.logits, _address(a), _address(g), _address(out_NV), out_NV.stride(0),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def policy_loss(
+    x: LogitRows, rows: Rows, spec: LossSpec, scale: Tensor, out_NV: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss of rows and its gradient, in one read and one write of the logits."""
+    view, losses_N, logprobs_N, entropy_N = _Rows(x), _empty(x), _empty(x), _empty(x)
+    advantages, old = _floats(rows.advantages), _floats(rows.old_logprobs)
+    sampler, weights = _floats(rows.sampler_logprobs), _floats(rows.row_weights)
+    low, high, dual = log_bounds(spec)
+    _C.policy_loss(
+        view.logits, _address(advantages), _address(old), _address(sampler), _address(weights),
+        LOSSES[spec.loss], CORRECTIONS[spec.sampler_correction], low, high, dual,
+        spec.sampler_correction_cap, spec.entropy_coef, float(scale), _address(losses_N),
+        _address(logprobs_N), _address(entropy_N), _address(out_NV),
+        0 if out_NV is None else out_NV.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    return losses_N, logprobs_N, entropy_N

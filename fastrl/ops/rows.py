@@ -1,0 +1,68 @@
+"""The nouns that every loss kernel takes: rows of logits, and how a loss of rows is made.
+
+Legend: N: rows (tokens), V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastrl.losses import LossSpec, Rows
+
+
+@dataclass(frozen=True)
+class LogitRows:
+    """Logits x with what turns them into z = softcap(logit_scale x) / T, and their targets."""
+
+    logits_NV: Tensor  # fp32, bf16, fp16 or fp64; the last axis contiguous
+    targets_N: Tensor  # int64, in 0..valid-1 where unmasked
+    mask_N: Tensor | None  # bool, True: computed; None: every row
+    temperature: float | Tensor  # a number, or one per row
+    valid: int  # columns from here on take no part
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+    def select(self, index: Tensor) -> LogitRows:
+        """Some of the rows, all of them unmasked."""
+        t = self.temperature
+        return replace(
+            self,
+            logits_NV=self.logits_NV[index],
+            targets_N=self.targets_N[index],
+            mask_N=None,
+            temperature=t[index] if isinstance(t, Tensor) else t,
+        )
+
+    def unmasked(self) -> Tensor:
+        """The indices of the unmasked rows."""
+        if self.mask_N is None:
+            return torch.arange(len(self.targets_N), device=self.targets_N.device)
+        return self.mask_N.nonzero().squeeze(1)
+
+
+class Kernels(Protocol):
+    """What a backend offers; results are fp32 (fp64 for fp64 logits), 0 in masked rows."""
+
+    def statistics(self, x: LogitRows) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies, [N] each."""
+
+    def gradient(self, x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
+        """Write dL/dlogits from a = dL/dlogprob and g = dL/dentropy; `out_NV` may be the logits."""
+
+    def policy_loss(
+        self, x: LogitRows, rows: Rows, spec: LossSpec, scale: Tensor, out_NV: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses before `scale`, log-probs, entropies [N]; the scaled gradient in `out_NV`."""
+
+
+KernelsOf = Callable[[Tensor, str], Kernels]
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What inputs of `dtype` are computed in: fp64 for fp64, fp32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
