@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastrl import ops
-from fastrl.ops import definition
 from fastrl.errors import UsageError
 from fastrl.losses import LossSpec, Rows, make_loss_fn, sequence_sum
+from fastrl.ops import definition
 
 N, D, V, VALID = 24, 6, 20, 17
 OFFSETS = torch.tensor([0, 5, 6, 6, 13, 20, 24], dtype=torch.int32)  # one of one row, one empty

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastrl import ops
-from fastrl.ops import definition
 from fastrl.errors import UsageError
+from fastrl.ops import definition
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -24,6 +24,33 @@ BACKENDS = ("auto", "triton", "cpu", "torch")
 launches: Counter[str] = Counter()  # calls of each backend, by name
 
 HAS_EXTENSION = importlib.util.find_spec("fastrl._C") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels on CPU tensors (TRITON_INTERPRET=1)."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run on such tensors, and the way out."""
+    if backend == "torch":
+        return None
+    if dtype == torch.float64:
+        return "it computes in fp32; use backend='torch' for fp64"
+    if backend == "cpu":
+        if not HAS_EXTENSION:
+            return "the extension fastrl._C is not built; reinstall fastrl"
+        if device.type != "cpu":
+            return f"the input is on {device}; move it to the CPU, or use backend='auto'"
+        return None
+    if not HAS_TRITON:
+        return "triton is not installed; pip install triton, or use backend='auto'"
+    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
+        return f"the input is on {device}; move it to a GPU, or use backend='auto'"
+    return None
 
 
 def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -31,22 +58,10 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     if backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}; allowed: {', '.join(map(repr, BACKENDS))}")
     if backend == "auto":
-        native = device.type == "cpu" and HAS_EXTENSION and dtype != torch.float64
-        return "cpu" if native else "torch"
-    if backend == "triton":
-        raise UsageError(
-            "backend 'triton' is not part of this build; use backend='torch' or 'auto'"
-        )
-    if backend == "cpu":
-        reason = None
-        if not HAS_EXTENSION:
-            reason = "the extension fastrl._C is not built; reinstall fastrl"
-        elif device.type != "cpu":
-            reason = f"the input is on {device}; move it to the CPU, or use backend='auto'"
-        elif dtype == torch.float64:
-            reason = "it computes in fp32; use backend='torch' for fp64"
-        if reason:
-            raise UsageError(f"backend 'cpu' cannot run here: {reason}")
+        best = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
+        return "torch" if _obstacle(best, device, dtype) else best
+    if reason := _obstacle(backend, device, dtype):
+        raise UsageError(f"backend {backend!r} cannot run here: {reason}")
     return backend
 
 
@@ -56,6 +71,10 @@ def _kernels(backend: str) -> Kernels:
         from fastrl.ops import native
 
         return native
+    if backend == "triton":
+        from fastrl.ops import fused
+
+        return fused
     return definition
 
 
@@ -272,7 +291,12 @@ def _(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def scale_(gradients: Sequence[Tensor], upstream: Tensor) -> None:
     """Multiply gradients by a 0-d tensor, in place."""
     for gradient in gradients:
-        gradient.mul_(upstream)
+        if resolve("auto", gradient.device, gradient.dtype) == "triton":
+            from fastrl.ops import fused
+
+            fused.scale_(gradient, upstream)
+        else:
+            gradient.mul_(upstream)
 
 
 @scale_.register_fake

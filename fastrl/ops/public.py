@@ -405,10 +405,10 @@ def _loss(
         logprobs, entropy = statistics(*source)
         loss = (loss_fn or _unmasked(make_loss_fn(spec)))(logprobs, entropy, rows)
         if loss.dim() != 0 or (wanted and not loss.requires_grad):
+            lacking = " without a gradient" if wanted and not loss.requires_grad else ""
             raise UsageError(
-                f"loss_fn returned a tensor of shape {tuple(loss.shape)}"
-                f"{' without a gradient' if wanted and not loss.requires_grad else ''}; return a scalar computed"
-                " from its logprobs or entropy"
+                f"loss_fn returned a tensor of shape {tuple(loss.shape)}{lacking}; return a scalar"
+                " computed from its logprobs or entropy"
             )
         loss = (loss * scale).to(dtype)
     logprobs, entropy = logprobs.detach(), entropy.detach()

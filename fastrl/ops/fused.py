@@ -1,0 +1,50 @@
+"""The kernels in Triton (`fastrl.kernels`): fp32, bf16 and fp16 on a GPU."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastrl.kernels import policy_loss as _policy_loss
+from fastrl.kernels import row_gradient, row_statistics
+from fastrl.losses import LossSpec, Rows, log_bounds
+from fastrl.ops.rows import LogitRows
+
+
+def _rows(x: LogitRows) -> tuple:
+    mask = None if x.mask_N is None else x.mask_N.contiguous()
+    t = x.temperature
+    temperature = t if isinstance(t, float) else t.float().contiguous()
+    return (
+        x.logits_NV, x.targets_N.contiguous(), mask, temperature, x.valid, x.softcap,
+        x.logit_scale,
+    )  # fmt: skip
+
+
+def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies, [N] each."""
+    return row_statistics.row_statistics(*_rows(x))
+
+
+def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
+    """The gradient of the logits from those of log-prob and entropy."""
+    a, g = a_N.float().contiguous(), g_N.float().contiguous()
+    row_gradient.row_gradient(*_rows(x), a, g, out_NV)
+
+
+def policy_loss(
+    x: LogitRows, rows: Rows, spec: LossSpec, scale: Tensor, out_NV: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss of rows and its gradient, in one kernel."""
+    vectors = (rows.advantages, rows.old_logprobs, rows.sampler_logprobs, rows.row_weights)
+    return _policy_loss.policy_loss(
+        *_rows(x), *(None if v is None else v.contiguous() for v in vectors), scale, spec.loss,
+        spec.sampler_correction, log_bounds(spec), spec.sampler_correction_cap, spec.entropy_coef,
+        out_NV,
+    )  # fmt: skip
+
+
+def scale_(x: Tensor, factor: Tensor) -> None:
+    """x *= factor, in place."""
+    from fastrl.kernels import scale
+
+    scale.scale_(x, factor)
