@@ -1,4 +1,4 @@
-"""The command line: fastrl train | resume | eval | grade | doctor."""
+"""The command line: fastrl train | resume | eval | grade | bench | doctor."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add(commands, "eval", eval_command, "pass@k, maj@k and accuracy of a model or run", add_eval)
     _add(commands, "grade", grade_command, "grade the predictions in a JSONL file", add_grade)
+    _add(commands, "bench", bench_command, "time the kernels against their rivals", add_bench)
     _add(
         commands,
         "doctor",
@@ -233,6 +234,43 @@ def grade_command(known: argparse.Namespace, rest: list[str]) -> int:
     summary = grade_file(known.file, known.out)
     print(summary, file=sys.stderr)
     return USAGE if summary.bad_lines else OK
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("kernels",))
+    parser.add_argument("--out", metavar="FILE.json", help="write the rows there")
+    parser.add_argument("--only", metavar="NAME", help="one operation")
+    parser.add_argument("--shape", metavar="T,V[,D]", help="tokens, vocabulary, width of the head")
+    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each")
+    parser.add_argument(
+        "--once", action="store_true", help="run each case once, untimed, for a profiler"
+    )
+
+
+def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl bench: validate, time, print a line a result, write JSON rows."""
+    if known.repeats < 1:
+        raise UsageError(f"--repeats is {known.repeats}; it must be at least 1")
+    try:
+        shape = tuple(int(n) for n in known.shape.split(",")) if known.shape else None
+    except ValueError:
+        raise UsageError(f"--shape is {known.shape!r}; write T,V or T,V,D, as 512,49152") from None
+    if known.out and not Path(known.out).resolve().parent.is_dir():
+        raise UsageError(f"{known.out} cannot be written, its folder is not there; make it first")
+    from fastrl.bench import kernels
+
+    rows = []
+    for row in kernels.run(known.only, shape, known.dtype, known.repeats, known.once):
+        rows.append(row)
+        where = "x".join(map(str, row["shape"]))
+        line = f"{row['name']:<32} {where:<16} {row['dtype']:<9} {row['ms']:9.2f} ms"
+        if row["baseline"]:
+            line += f"  {row['baseline']:<24} {row['baseline_ms']:9.2f} ms  {row['speedup']:6.2f}x"
+        print(line, flush=True)
+    if known.out:
+        Path(known.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return OK
 
 
 def doctor_command(known: argparse.Namespace, rest: list[str]) -> int:

@@ -3,18 +3,22 @@
 from fastrl.losses import LossSpec, Rows
 from fastrl.ops.public import (
     PolicyLossOutput,
+    RowStatistics,
     linear_logprobs_and_entropy,
     linear_policy_loss,
     logprobs_and_entropy,
     policy_loss,
+    row_statistics,
 )
 
 __all__ = [
     "LossSpec",
     "PolicyLossOutput",
+    "RowStatistics",
     "Rows",
     "linear_logprobs_and_entropy",
     "linear_policy_loss",
     "logprobs_and_entropy",
     "policy_loss",
+    "row_statistics",
 ]

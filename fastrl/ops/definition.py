@@ -27,14 +27,8 @@ class _Softmax:
 
     def __init__(self, x: LogitRows) -> None:
         self.x, self.targets_C1 = x, x.targets_N[:, None]
-        x_CV = x.logits_NV[:, : x.valid]
-        z_CV = x_CV.to(wide_dtype(x_CV.dtype), copy=True)
-        if x.logit_scale != 1.0:
-            z_CV *= x.logit_scale
-        self.tanh = None
-        if x.softcap is not None:
-            self.tanh = torch.tanh(z_CV / x.softcap)
-            z_CV = x.softcap * self.tanh
+        self.tanh: Tensor | None = None
+        z_CV = self.capped_CV()
         self.inverse_temperature = self._inverse_temperature(z_CV.dtype)
         z_CV *= self.inverse_temperature
         peak_C1 = z_CV.amax(1, keepdim=True)
@@ -49,6 +43,18 @@ class _Softmax:
         self.logprobs_C1 = target_C1 - self.log_sum_C1
         weighted_C1 = torch.linalg.vecdot(self.e_CV, self.shifted_CV)[:, None]
         self.entropy_C1 = self.log_sum_C1 - weighted_C1 / self.sum_C1
+
+    def capped_CV(self) -> Tensor:
+        """softcap(logit_scale x), [C, V]; keeps the hyperbolic tangent for the gradient."""
+        x = self.x
+        x_CV = x.logits_NV[:, : x.valid]
+        z_CV = x_CV.to(wide_dtype(x_CV.dtype), copy=True)
+        if x.logit_scale != 1.0:
+            z_CV *= x.logit_scale
+        if x.softcap is not None:
+            self.tanh = torch.tanh(z_CV / x.softcap)
+            z_CV = x.softcap * self.tanh
+        return z_CV
 
     def _inverse_temperature(self, dtype: torch.dtype) -> Tensor | float:
         t = self.x.temperature
@@ -92,6 +98,24 @@ def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
         logprobs_N[index_C] = softmax.logprobs_C1.squeeze(1)
         entropy_N[index_C] = softmax.entropy_C1.squeeze(1)
     return logprobs_N, entropy_N
+
+
+def extras(x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
+    """Log-probs, entropies, sum p^2, largest p, argmax and log of the kept mass, [N] each."""
+    logprobs_N, entropy_N, squares_N, max_N, kept_N = (_zeros(x) for _ in range(5))
+    argmax_N = torch.full_like(x.targets_N, -1)
+    for index_C, softmax in _chunks(x, x.unmasked()):
+        logprobs_N[index_C] = softmax.logprobs_C1.squeeze(1)
+        entropy_N[index_C] = softmax.entropy_C1.squeeze(1)
+        p_CV = softmax.e_CV / softmax.sum_C1
+        squares_N[index_C] = p_CV.square().sum(1)
+        max_N[index_C], first_C = p_CV.max(1)
+        argmax_N[index_C] = torch.where(softmax.sum_C1.squeeze(1).isnan(), -1, first_C)
+        if thresholds_N is not None:
+            z_CV = softmax.capped_CV()
+            keep_CV = z_CV >= thresholds_N[index_C].to(z_CV.dtype)[:, None]
+            kept_N[index_C] = torch.where(keep_CV, p_CV, 0.0).sum(1).log()
+    return logprobs_N, entropy_N, squares_N, max_N, argmax_N, kept_N
 
 
 def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:

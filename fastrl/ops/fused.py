@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastrl.kernels import policy_loss as _policy_loss
-from fastrl.kernels import row_gradient, row_statistics
+from fastrl.kernels import row_extras, row_gradient, row_statistics
 from fastrl.losses import LossSpec, Rows, log_bounds
 from fastrl.ops.rows import LogitRows
 
@@ -23,6 +23,12 @@ def _rows(x: LogitRows) -> tuple:
 def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies, [N] each."""
     return row_statistics.row_statistics(*_rows(x))
+
+
+def extras(x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
+    """Log-probs, entropies, sum p^2, largest p, argmax and log of the kept mass, [N] each."""
+    thresholds = None if thresholds_N is None else thresholds_N.float().contiguous()
+    return row_extras.row_extras(*_rows(x), thresholds)
 
 
 def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:

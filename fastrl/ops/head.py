@@ -33,10 +33,17 @@ class HeadRows:
     valid: int
     softcap: float | None
     logit_scale: float
+    compact: bool  # leave out rows that nothing needs: their number is read on the host
 
     @property
     def dtype(self) -> torch.dtype:
         return wide_dtype(self.hidden_ND.dtype)
+
+    def rows(self, needed_N: Tensor | None) -> Tensor:
+        """The indices of rows to compute: those needed, or all without compaction."""
+        if needed_N is None or not self.compact:
+            return torch.arange(len(self.targets_N), device=self.targets_N.device)
+        return needed_N.nonzero().squeeze(1)
 
     def zeros(self) -> Tensor:
         """One number a row."""
@@ -63,6 +70,9 @@ class _Products:
         memory = torch.empty(rows, x.valid, dtype=x.dtype, device=x.hidden_ND.device)
         for index_C in index_M.split(rows):
             hidden_CD = x.hidden_ND[index_C].to(x.dtype)
+            mask_C = None if x.compact or x.mask_N is None else x.mask_N[index_C]
+            if mask_C is not None:  # a masked row may hold a NaN, and 0 * NaN is one
+                hidden_CD = torch.where(mask_C[:, None], hidden_CD, 0.0)
             logits_CV = memory[: len(index_C)]
             if self.bias_V is None:
                 torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
@@ -70,7 +80,7 @@ class _Products:
                 torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
             t = x.temperature
             yield index_C, hidden_CD, LogitRows(
-                logits_CV, x.targets_N[index_C], None, t[index_C] if isinstance(t, Tensor) else t,
+                logits_CV, x.targets_N[index_C], mask_C, t[index_C] if isinstance(t, Tensor) else t,
                 x.valid, x.softcap, x.logit_scale,
             )  # fmt: skip
 
@@ -98,16 +108,10 @@ class _Products:
         return zeros[0], zeros[1], zeros[2]
 
 
-def _unmasked(x: HeadRows) -> Tensor:
-    if x.mask_N is None:
-        return torch.arange(len(x.targets_N), device=x.targets_N.device)
-    return x.mask_N.nonzero().squeeze(1)
-
-
 def statistics(kernels: Kernels, x: HeadRows) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the unmasked rows, 0 elsewhere, [N] each."""
     logprobs_N, entropy_N = x.zeros(), x.zeros()
-    for index_C, _, rows in _Products(x).chunks(_unmasked(x)):
+    for index_C, _, rows in _Products(x).chunks(x.rows(x.mask_N)):
         logprobs_N[index_C], entropy_N[index_C] = kernels.statistics(rows)
     return logprobs_N, entropy_N
 
@@ -120,7 +124,7 @@ def gradient(
     if x.mask_N is not None:
         needed_N &= x.mask_N
     products = _Products(x)
-    for index_C, hidden_CD, rows in products.chunks(needed_N.nonzero().squeeze(1)):
+    for index_C, hidden_CD, rows in products.chunks(x.rows(needed_N)):
         kernels.gradient(rows, a_N[index_C], g_N[index_C], rows.logits_NV)
         products.add(index_C, hidden_CD, rows.logits_NV)
     return products.results()
@@ -135,8 +139,8 @@ def policy_loss(
     # without an advantage or an entropy term a row has no gradient, before anything is computed;
     # the chunks are those of `statistics`, so that log-probs have its bits
     active_N = (rows.advantages != 0) | (spec.entropy_coef != 0)
-    for index_C, hidden_CD, logits in products.chunks(_unmasked(x)):
-        active_C = active_N[index_C].nonzero().squeeze(1)
+    for index_C, hidden_CD, logits in products.chunks(x.rows(x.mask_N)):
+        active_C = active_N[index_C].nonzero().squeeze(1) if x.compact else index_C
         out_CV = logits.logits_NV if wanted and len(active_C) else None
         losses_N[index_C], logprobs_N[index_C], entropy_N[index_C] = kernels.policy_loss(
             logits, rows.select(index_C), spec, scale, out_CV

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastrl.errors import UsageError
 from fastrl.losses import LossSpec, Rows
-from fastrl.ops import definition, head
+from fastrl.ops import definition
 from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 
 BACKENDS = ("auto", "triton", "cpu", "torch")
@@ -65,7 +65,7 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     return backend
 
 
-def _kernels(backend: str) -> Kernels:
+def kernels_of(backend: str) -> Kernels:
     launches[backend] += 1
     if backend == "cpu":
         from fastrl.ops import native
@@ -78,7 +78,7 @@ def _kernels(backend: str) -> Kernels:
     return definition
 
 
-def _in_full_precision(operation: Callable) -> Callable:
+def in_full_precision(operation: Callable) -> Callable:
     """An operation with autocast off, which would round products; its first input is a tensor."""
 
     @functools.wraps(operation)
@@ -131,13 +131,13 @@ def _logit_rows(
     return LogitRows(logits, targets, mask, either, valid, softcap)
 
 
-def _vectors(x: Tensor, count: int) -> tuple[Tensor, ...]:
+def vectors(x: Tensor, count: int) -> tuple[Tensor, ...]:
     """Fresh vectors of a number a row, in the dtype of results."""
     return tuple(x.new_empty(x.shape[0], dtype=wide_dtype(x.dtype)) for _ in range(count))
 
 
 @torch.library.custom_op("fastrl::row_statistics", mutates_args=())
-@_in_full_precision
+@in_full_precision
 def row_statistics(
     logits: Tensor,
     targets: Tensor,
@@ -150,16 +150,41 @@ def row_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of rows of logits, [N] each."""
     x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
-    return _kernels(backend).statistics(x)
+    return kernels_of(backend).statistics(x)
 
 
 @row_statistics.register_fake
 def _(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _vectors(logits, 2)
+    return vectors(logits, 2)
+
+
+@torch.library.custom_op("fastrl::row_extras", mutates_args=())
+@in_full_precision
+def row_extras(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    backend: str,
+    thresholds: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What Kernels.extras gives, [N] each."""
+    x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
+    one, two, three, four, five, six = kernels_of(backend).extras(x, thresholds)
+    return one, two, three, four, five, six
+
+
+@row_extras.register_fake
+def _(logits: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    numbers = vectors(logits, 5)
+    return (*numbers[:4], torch.empty_like(targets), numbers[4])
 
 
 @torch.library.custom_op("fastrl::row_gradient", mutates_args=())
-@_in_full_precision
+@in_full_precision
 def row_gradient(
     logits: Tensor,
     targets: Tensor,
@@ -175,7 +200,7 @@ def row_gradient(
     """The gradient of logits, [N, V], from those of log-probs and entropies."""
     x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
     out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    _kernels(backend).gradient(x, a, g, out)
+    kernels_of(backend).gradient(x, a, g, out)
     return out
 
 
@@ -184,7 +209,7 @@ def _(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _refuse_second_derivative() -> None:
+def refuse_second_derivative() -> None:
     # torch.library's own refusal comes only when the second derivative is taken
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise UsageError(
@@ -200,7 +225,7 @@ def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _row_statistics_backward(ctx: Any, a: Tensor, g: Tensor) -> tuple[Any, ...]:
-    _refuse_second_derivative()
+    refuse_second_derivative()
     logits, targets, mask, temperatures = ctx.saved_tensors
     found = row_gradient(
         logits, targets, mask, ctx.temperature, temperatures, *ctx.rest, a.contiguous(),
@@ -219,7 +244,7 @@ def pack(spec: LossSpec) -> tuple[str, str, list[float]]:
     return spec.loss, spec.sampler_correction or "", [float(number) for number in numbers]
 
 
-def _unpack(loss: str, correction: str, numbers: Sequence[float]) -> LossSpec:
+def unpack(loss: str, correction: str, numbers: Sequence[float]) -> LossSpec:
     low, high, dual, cap, entropy_coef = numbers
     return LossSpec(
         loss=loss, clip_low=low, clip_high=high, dual_clip=dual or None,
@@ -228,7 +253,7 @@ def _unpack(loss: str, correction: str, numbers: Sequence[float]) -> LossSpec:
     )  # fmt: skip
 
 
-def _policy_rows(
+def policy_rows(
     targets: Tensor,
     mask: Tensor | None,
     advantages: Tensor,
@@ -244,7 +269,7 @@ def _policy_rows(
 
 
 @torch.library.custom_op("fastrl::policy_loss", mutates_args=())
-@_in_full_precision
+@in_full_precision
 def policy_loss(
     logits: Tensor,
     targets: Tensor,
@@ -266,25 +291,25 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss times `scale`, log-probs, entropies, and the gradient [N, V] (empty if unwanted)."""
     x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
-    rows = _policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
-    spec = _unpack(loss, correction, numbers)
-    like = torch.empty_like if wanted else _nothing
+    rows = policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
+    spec = unpack(loss, correction, numbers)
+    like = torch.empty_like if wanted else nothing
     out = like(logits, memory_format=torch.contiguous_format)
-    losses, logprobs, entropy = _kernels(backend).policy_loss(
+    losses, logprobs, entropy = kernels_of(backend).policy_loss(
         x, rows, spec, scale, out if wanted else None
     )
     return losses.sum() * scale, logprobs, entropy, out
 
 
-def _nothing(x: Tensor, **_: Any) -> Tensor:
+def nothing(x: Tensor, **_: Any) -> Tensor:
     return x.new_empty(0)
 
 
 @policy_loss.register_fake
 def _(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    like = torch.empty_like if rest[-1] else _nothing
+    like = torch.empty_like if rest[-1] else nothing
     out = like(logits, memory_format=torch.contiguous_format)
-    return (logits.new_empty((), dtype=wide_dtype(logits.dtype)), *_vectors(logits, 2), out)
+    return (logits.new_empty((), dtype=wide_dtype(logits.dtype)), *vectors(logits, 2), out)
 
 
 @torch.library.custom_op("fastrl::scale_", mutates_args=("gradients",))
@@ -304,14 +329,14 @@ def _(gradients: Sequence[Tensor], upstream: Tensor) -> None:
     return None
 
 
-def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[3:])
     ctx.count, ctx.spent, ctx.has_bias = len(inputs), False, inputs[2] is not None
 
 
-def _scaled(ctx: Any, upstream: Tensor) -> list[Tensor]:
+def scaled(ctx: Any, upstream: Tensor) -> list[Tensor]:
     """The saved gradients times the upstream one; as they are where that is 1."""
-    _refuse_second_derivative()
+    refuse_second_derivative()
     gradients = list(ctx.saved_tensors)
     if type(upstream) is Tensor and upstream.device.type == "cpu":
         factor = float(upstream)
@@ -328,161 +353,42 @@ def _scaled(ctx: Any, upstream: Tensor) -> list[Tensor]:
 
 
 def _policy_loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
-    return (_scaled(ctx, upstream)[0], *[None] * (ctx.count - 1))
+    return (scaled(ctx, upstream)[0], *[None] * (ctx.count - 1))
 
 
-policy_loss.register_autograd(_policy_loss_backward, setup_context=_save_gradients)
+policy_loss.register_autograd(_policy_loss_backward, setup_context=save_gradients)
 
 
-def _head_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    temperatures: Tensor | None,
-    valid: int,
-    softcap: float | None,
-    logit_scale: float,
-) -> head.HeadRows:
-    either = temperature if temperatures is None else temperatures
-    check_values(targets, mask, valid, either)
-    return head.HeadRows(hidden, weight, bias, targets, mask, either, valid, softcap, logit_scale)
+class InPlacePolicyLoss(torch.autograd.Function):
+    """`policy_loss` whose gradient takes the place of the logits; eager only.
 
+    The logits' version counter goes up, so that whoever saved them for a backward is told.
+    """
 
-@torch.library.custom_op("fastrl::linear_row_statistics", mutates_args=())
-@_in_full_precision
-def linear_row_statistics(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    temperatures: Tensor | None,
-    valid: int,
-    softcap: float | None,
-    logit_scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies from hidden states, [N] each."""
-    x = _head_rows(
-        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap, logit_scale
-    )
-    return head.statistics(_kernels(backend), x)
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        rows, backend, vectors = arguments[:6], arguments[6], arguments[7:11]
+        scale, loss, correction, numbers = arguments[11:15]
+        targets, mask, temperature, temperatures, valid, softcap = rows
+        values = logits.detach()
+        x = _logit_rows(values, targets, mask, temperature, temperatures, valid, softcap)
+        losses, logprobs, entropy = kernels_of(backend).policy_loss(
+            x, policy_rows(targets, mask, *vectors), unpack(loss, correction, numbers), scale,
+            values,
+        )  # fmt: skip
+        torch.autograd.graph.increment_version(logits)
+        ctx.gradient, ctx.spent = values, False
+        ctx.mark_non_differentiable(logprobs, entropy)
+        return losses.sum() * scale, logprobs, entropy
 
-
-@linear_row_statistics.register_fake
-def _(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return _vectors(hidden, 2)
-
-
-@torch.library.custom_op("fastrl::linear_row_gradient", mutates_args=())
-@_in_full_precision
-def linear_row_gradient(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    temperatures: Tensor | None,
-    valid: int,
-    softcap: float | None,
-    logit_scale: float,
-    backend: str,
-    a: Tensor,
-    g: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden states, weight and bias (empty without one)."""
-    x = _head_rows(
-        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap, logit_scale
-    )
-    return head.gradient(_kernels(backend), x, a, g)
-
-
-def _like_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    return (
-        torch.empty_like(hidden, memory_format=torch.contiguous_format),
-        torch.empty_like(weight, memory_format=torch.contiguous_format),
-        hidden.new_empty(0) if bias is None else torch.empty_like(bias),
-    )
-
-
-@linear_row_gradient.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
-    return _like_head(hidden, weight, bias)
-
-
-def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    hidden, weight, bias, targets, mask, temperature, temperatures, *rest = inputs
-    ctx.save_for_backward(hidden, weight, bias, targets, mask, temperatures)
-    ctx.temperature, ctx.rest = temperature, rest
-
-
-def _linear_row_statistics_backward(ctx: Any, a: Tensor, g: Tensor) -> tuple[Any, ...]:
-    _refuse_second_derivative()
-    hidden, weight, bias, targets, mask, temperatures = ctx.saved_tensors
-    by_hidden, by_weight, by_bias = linear_row_gradient(
-        hidden, weight, bias, targets, mask, ctx.temperature, temperatures, *ctx.rest,
-        a.contiguous(), g.contiguous(),
-    )  # fmt: skip
-    return (by_hidden, by_weight, None if bias is None else by_bias, *[None] * 8)
-
-
-linear_row_statistics.register_autograd(_linear_row_statistics_backward, setup_context=_save_head)
-
-
-@torch.library.custom_op("fastrl::linear_policy_loss", mutates_args=())
-@_in_full_precision
-def linear_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    temperatures: Tensor | None,
-    valid: int,
-    softcap: float | None,
-    logit_scale: float,
-    backend: str,
-    advantages: Tensor,
-    old_logprobs: Tensor | None,
-    sampler_logprobs: Tensor | None,
-    row_weights: Tensor | None,
-    scale: Tensor,
-    loss: str,
-    correction: str,
-    numbers: Sequence[float],
-    wanted: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss times `scale`, log-probs, entropies, and the gradients of the three inputs."""
-    x = _head_rows(
-        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap, logit_scale
-    )
-    rows = _policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
-    spec = _unpack(loss, correction, numbers)
-    losses, logprobs, entropy, gradients = head.policy_loss(
-        _kernels(backend), x, rows, spec, scale, wanted
-    )
-    return losses.sum() * scale, logprobs, entropy, *gradients
-
-
-@linear_policy_loss.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    gradients = _like_head(hidden, weight, bias)
-    if not rest[-1]:
-        gradients = tuple(_nothing(x) for x in gradients)
-    return (
-        hidden.new_empty((), dtype=wide_dtype(hidden.dtype)), *_vectors(hidden, 2), *gradients,
-    )  # fmt: skip
-
-
-def _linear_policy_loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
-    by_hidden, by_weight, by_bias = _scaled(ctx, upstream)
-    return (by_hidden, by_weight, by_bias if ctx.has_bias else None, *[None] * (ctx.count - 3))
-
-
-linear_policy_loss.register_autograd(_linear_policy_loss_backward, setup_context=_save_gradients)
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+        refuse_second_derivative()
+        if ctx.spent:
+            raise UsageError(
+                "a second backward through a policy loss with inplace=True: its one gradient was"
+                " handed out; use inplace=False"
+            )
+        ctx.spent = True
+        scale_([ctx.gradient], upstream)
+        return (ctx.gradient, *[None] * (len(ctx.needs_input_grad) - 1))

@@ -55,6 +55,21 @@ def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
     return logprobs_N, entropy_N
 
 
+def extras(x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
+    """Log-probs, entropies, sum p^2, largest p, argmax and log of the kept mass, [N] each."""
+    rows, thresholds = _Rows(x), _floats(thresholds_N)
+    logprobs_N, entropy_N, squares_N, max_N, kept_N = (_empty(x) for _ in range(5))
+    argmax_N = torch.empty_like(x.targets_N)
+    if thresholds is None:
+        kept_N.zero_()
+    _C.row_statistics(
+        rows.logits, _address(logprobs_N), _address(entropy_N), _address(squares_N),
+        _address(max_N), _address(argmax_N), _address(thresholds),
+        0 if thresholds is None else _address(kept_N), torch.get_num_threads(),
+    )  # fmt: skip
+    return logprobs_N, entropy_N, squares_N, max_N, argmax_N, kept_N
+
+
 def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
     """The gradient of the logits from those of log-prob and entropy."""
     assert out_NV.stride(1) == 1 or out_NV.shape[1] == 1

@@ -51,6 +51,13 @@ class Kernels(Protocol):
     def statistics(self, x: LogitRows) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies, [N] each."""
 
+    def extras(self, x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
+        """Log-probs, entropies, sum p^2, largest p, argmax (int64), log of the kept mass; [N] each.
+
+        The argmax is -1 in masked rows and in rows that hold a NaN; without thresholds, which are
+        of softcap(logit_scale x), everything is kept.
+        """
+
     def gradient(self, x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
         """Write dL/dlogits from a = dL/dlogprob and g = dL/dentropy; `out_NV` may be the logits."""
 

@@ -1,0 +1,1 @@
+"""Benchmarks, imported as `fastrl.bench` by the command `fastrl bench` alone."""

@@ -1,0 +1,53 @@
+"""`fastrl bench kernels`: every kernel case that is asked for, validated and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastrl.bench import head, rows
+from fastrl.bench.timing import Bandwidth, bandwidth
+from fastrl.bench.timing import rows as results
+from fastrl.errors import UsageError
+
+NAMES = (
+    "logprobs_and_entropy", "logprobs_and_entropy, backward", "policy_loss", "linear_policy_loss",
+    "linear_logprobs_and_entropy",
+)  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run(
+    only: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: str | None = None,
+    repeats: int = 7,
+    once: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Rows of results, one at a time. `once` runs each case a single time, for a profiler."""
+    if only is not None and only not in NAMES:
+        raise UsageError(f"there is no kernel benchmark {only!r}; allowed: {', '.join(NAMES)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if shape is not None and len(shape) not in (2, 3):
+        raise UsageError(f"shape has {len(shape)} numbers; allowed: T,V or T,V,D")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for module, axes, default in ((rows, 2, ("float32", "bfloat16")), (head, 3, ("float32",))):
+        shapes = module.GPU_SHAPES if device.type == "cuda" else module.SHAPES
+        if shape is not None:
+            shapes = (shape,) if len(shape) == axes else ()
+        names = ("bfloat16",) if device.type == "cuda" else default
+        for one in shapes:
+            for name in (dtype,) if dtype else names:
+                machine: Bandwidth | None = None
+                for case, data in module.cases(one, DTYPES[name], device):
+                    if only not in (None, case.name):
+                        continue
+                    if once:
+                        case.run()
+                        continue
+                    if case.read_bytes and machine is None:
+                        machine = bandwidth(data, repeats)
+                    yield from results(case, device, repeats, machine)
