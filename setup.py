@@ -8,7 +8,14 @@ from setuptools import setup
 ParallelCompile(default=2).install()
 
 setup(
-    packages=["fastrl", "fastrl.ops", "fastrl.sampler", "fastrl.embedded", "fastrl.kernels", "fastrl.bench"],
+    packages=[
+        "fastrl",
+        "fastrl.ops",
+        "fastrl.sampler",
+        "fastrl.embedded",
+        "fastrl.kernels",
+        "fastrl.bench",
+    ],
     package_dir={"fastrl.kernels": "kernels", "fastrl.bench": "bench"},
     package_data={"fastrl": ["py.typed", "_C.pyi"], "fastrl.embedded": ["models/*/*", "*.json"]},
     ext_modules=[

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +22,22 @@ NAMES = (
     "linear_logprobs_and_entropy",
 )  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def where(device: torch.device) -> dict[str, str]:
+    """The machine and the versions, in words."""
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        found = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+        machine = found[1] if found else platform.processor() or platform.machine()
+        machine += f", {torch.get_num_threads()} threads"
+    versions = [f"torch {torch.__version__}"]
+    for name in ("triton", "trl", "liger-kernel"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return {"machine": machine, "versions": ", ".join(versions)}
 
 
 def run(
@@ -50,4 +71,5 @@ def run(
                         continue
                     if case.read_bytes and machine is None:
                         machine = bandwidth(data, repeats)
-                    yield from results(case, device, repeats, machine)
+                    for row in results(case, device, repeats, machine):
+                        yield row | where(device)

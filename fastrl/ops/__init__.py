@@ -1,6 +1,7 @@
 """Token log-probs, entropies and policy losses from logits or hidden states; usable alone."""
 
 from fastrl.losses import LossSpec, Rows
+from fastrl.ops.module import Head
 from fastrl.ops.public import (
     PolicyLossOutput,
     RowStatistics,
@@ -12,6 +13,7 @@ from fastrl.ops.public import (
 )
 
 __all__ = [
+    "Head",
     "LossSpec",
     "PolicyLossOutput",
     "RowStatistics",

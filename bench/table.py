@@ -1,0 +1,75 @@
+"""Rows of `fastrl bench` as a Markdown table, on the standard output or between a file's marks.
+
+python bench/table.py bench/results/kernels-cpu.json [--into README.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- kernels: made by bench/table.py -->", "<!-- kernels end -->"
+
+
+def table(record: list[dict[str, Any]]) -> str:
+    """A line of Markdown for each operation, shape and dtype; rivals' times beside ours."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in record:
+        key = (row["name"], *row["shape"], row["dtype"])
+        groups.setdefault(key, []).append(row)
+    lines = [
+        "| operation | shape | dtype | fastrl | of a copy's bandwidth | extra memory | others |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rows in groups.values():
+        row = rows[0]
+        shape = " x ".join(map(str, row["shape"]))
+        share = f"{100 * row['fraction_of_copy']:.0f} %" if "fraction_of_copy" in row else ""
+        others = "; ".join(
+            f"{r['baseline']} {_ms(r['baseline_ms'])} ({r['speedup']:.1f}x)"
+            for r in rows
+            if r["baseline"]
+        )
+        cells = [
+            row["name"], shape, row["dtype"], _ms(row["ms"]), share, _bytes(row["peak_bytes"]),
+            others,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{record[0]['machine']}; {record[0]['versions']}."])
+
+
+def _ms(value: float) -> str:
+    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.3g} ms"
+
+
+def _bytes(value: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value} B"
+
+
+def main() -> int:
+    """Print the table, or put it between the marks of a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--into", type=Path)
+    known = parser.parse_args()
+    text = table(json.loads(known.record.read_text()))
+    if known.into is None:
+        print(text)
+        return 0
+    whole = known.into.read_text()
+    if BEGIN not in whole or END not in whole:
+        print(f"{known.into} lacks the marks {BEGIN} and {END}; add them", file=sys.stderr)
+        return 2
+    before, rest = whole.split(BEGIN, 1)
+    known.into.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
