@@ -6,16 +6,24 @@ RUN_DIR ?= runs/sharpen-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastrl-installed
 
-.PHONY: train test lint soak clean
+.PHONY: train test lint soak sanitize bench clean
 
 train: $(STAMP)
 	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
 
 test: $(STAMP)
 	$(BIN)/pytest -q -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -m "not slow" -k triton $(wildcard tests/test_rows*.py)
 
 soak: $(STAMP)
 	$(BIN)/pytest -q -m slow
+
+sanitize: $(STAMP)
+	bash tests/sanitize.sh $(abspath $(BIN)/python)
+
+bench: $(STAMP)
+	$(BIN)/fastrl bench kernels --out bench/results/kernels-cpu.json
+	$(BIN)/python bench/table.py bench/results/kernels-cpu.json --into README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,10 @@
 #include <cmath>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "parallel.h"
 
 namespace fastrl {
@@ -155,6 +159,18 @@ void policy_loss(const Logits& logits, const PolicyRows& rows, const LossSetting
             write_gradient(functions, logits, row, &found, c.a * settings.scale,
                            c.g * settings.scale, out, out_stride);
     });
+}
+
+void advise_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t PAGE = 1 << 21;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / PAGE * PAGE;
+    // a refusal leaves small pages, which work as well
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
 }
 
 const char* instruction_set() { return current().load()->name; }

@@ -158,6 +158,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("row_statistics", &row_statistics, released());
     m.def("row_gradient", &row_gradient, released());
     m.def("policy_loss", &policy_loss, released());
+    m.def("advise_large_pages", [](uintptr_t memory, int64_t bytes) {
+        fastrl::advise_large_pages(pointer<void>(memory), bytes);
+    });
     m.def("instruction_set", &fastrl::instruction_set);
     m.def("use_instruction_set", &fastrl::use_instruction_set);
 }

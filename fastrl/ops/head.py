@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrl.losses import LossSpec, Rows
+from fastrl.ops.library import on_large_pages
 from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 
 CHUNK_BYTES = 1 << 26  # of logits
@@ -67,7 +68,9 @@ class _Products:
             return
         # chunks of one size
         rows = -(-len(index_M) // -(-len(index_M) // rows))
-        memory = torch.empty(rows, x.valid, dtype=x.dtype, device=x.hidden_ND.device)
+        memory = on_large_pages(
+            torch.empty(rows, x.valid, dtype=x.dtype, device=x.hidden_ND.device)
+        )
         for index_C in index_M.split(rows):
             hidden_CD = x.hidden_ND[index_C].to(x.dtype)
             mask_C = None if x.compact or x.mask_N is None else x.mask_N[index_C]
@@ -104,7 +107,10 @@ class _Products:
     def _zeros(self) -> tuple[Tensor, Tensor, Tensor]:
         hidden, weight = self.x.hidden_ND, self.x.weight_VD
         bias = hidden.new_empty(0) if self.x.bias_V is None else self.x.bias_V
-        zeros = [torch.zeros_like(x, dtype=self.x.dtype) for x in (hidden, weight, bias)]
+        zeros = [
+            on_large_pages(torch.empty(x.shape, dtype=self.x.dtype, device=x.device)).zero_()
+            for x in (hidden, weight, bias)
+        ]
         return zeros[0], zeros[1], zeros[2]
 
 

@@ -89,6 +89,20 @@ def in_full_precision(operation: Callable) -> Callable:
     return run
 
 
+def on_large_pages(fresh: Tensor) -> Tensor:
+    """`fresh` memory, on large pages where the processor gains by them."""
+    if fresh.device.type == "cpu" and HAS_EXTENSION:
+        from fastrl.ops import native
+
+        return native.on_large_pages(fresh)
+    return fresh
+
+
+def _gradient_of(logits: Tensor) -> Tensor:
+    """Memory for a gradient."""
+    return on_large_pages(torch.empty_like(logits, memory_format=torch.contiguous_format))
+
+
 def check_values(
     targets_N: Tensor, mask_N: Tensor | None, valid: int, temperature: float | Tensor
 ) -> None:
@@ -199,7 +213,7 @@ def row_gradient(
 ) -> Tensor:
     """The gradient of logits, [N, V], from those of log-probs and entropies."""
     x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
-    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    out = _gradient_of(logits)
     kernels_of(backend).gradient(x, a, g, out)
     return out
 
@@ -293,8 +307,7 @@ def policy_loss(
     x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
     rows = policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
     spec = unpack(loss, correction, numbers)
-    like = torch.empty_like if wanted else nothing
-    out = like(logits, memory_format=torch.contiguous_format)
+    out = _gradient_of(logits) if wanted else nothing(logits)
     losses, logprobs, entropy = kernels_of(backend).policy_loss(
         x, rows, spec, scale, out if wanted else None
     )

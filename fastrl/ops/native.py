@@ -11,6 +11,7 @@ from fastrl.ops.rows import LogitRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LOSSES = {"reinforce": 0, "clip": 1, "cispo": 2}
+LARGE_BYTES = 1 << 23
 CORRECTIONS = {None: 0, "token_truncate": 1, "token_mask": 2}
 
 
@@ -43,6 +44,13 @@ class _Rows:
 
 def _empty(x: LogitRows) -> Tensor:
     return torch.empty(len(x.logits_NV), dtype=torch.float32)
+
+
+def on_large_pages(memory: Tensor) -> Tensor:
+    """`memory`, fresh and contiguous, with the request for large pages where it is large."""
+    if memory.nbytes >= LARGE_BYTES:
+        _C.advise_large_pages(memory.data_ptr(), memory.nbytes)
+    return memory
 
 
 def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
