@@ -89,7 +89,7 @@ Coefficients coefficients(const PolicyRows& rows, const LossSettings& settings, 
         a = -advantage * std::exp(bounded);
         loss = both ? a * logprob : a;
         // a bound has no gradient where it is the loss itself
-        if (!both && bounded != log_ratio) a = 0.0;
+        if (!both && (bounded < log_ratio || bounded > log_ratio)) a = 0.0;
     }
     if (settings.correction != Correction::none) {
         double weight = std::exp(old - rows.sampler_logprobs[row]);

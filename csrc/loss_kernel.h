@@ -79,8 +79,8 @@ struct Running {
         if (std::isfinite(peak) && std::isfinite(next)) {
             const double moved = (static_cast<double>(peak) - next) * factor;
             const double ratio = std::exp2(moved);
-            // where nothing is left of a sum, moved may be infinite
-            weighted = ratio > 0 ? (weighted + moved * sum) * ratio : 0.0;
+            // where nothing is left of a sum, moved may be infinite; a NaN less itself stays one
+            weighted = ratio > 0 ? (weighted + moved * sum) * ratio : weighted - weighted;
             sum *= ratio, squares *= ratio * ratio, kept *= ratio;
         } else if (!std::isfinite(next)) {
             sum = weighted = std::numeric_limits<double>::quiet_NaN();

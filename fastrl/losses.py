@@ -205,7 +205,7 @@ def coefficients(
         bounded = clip_log_ratio(spec, log_ratio, rows.advantages)
         a = a * bounded.exp()
         if spec.loss == "clip":  # where the loss is a bound it has no gradient
-            a = torch.where(bounded == log_ratio, a, 0.0)
+            a = torch.where((bounded < log_ratio) | (bounded > log_ratio), 0.0, a)
     if spec.sampler_correction is not None:
         a = a * sampler_weights(spec, old, rows)
     g = torch.full_like(entropy, -spec.entropy_coef)
@@ -267,7 +267,7 @@ def sampler_weights(spec: LossSpec, trainer_logprobs: Tensor, rows: Rows) -> Ten
         log_ratio = sequence_sum(log_ratio, rows)
     ratio = log_ratio.exp()
     cap = spec.sampler_correction_cap
-    return ratio.clamp(max=cap) if action == "truncate" else torch.where(ratio <= cap, ratio, 0.0)
+    return ratio.clamp(max=cap) if action == "truncate" else torch.where(ratio > cap, 0.0, ratio)
 
 
 def sequence_sum(values: Tensor, rows: Rows, *, mean: bool = False) -> Tensor:

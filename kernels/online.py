@@ -120,6 +120,7 @@ def write_gradient(
         if CAPPED:
             tanh_z = tl.where(columns < valid, z / softcap, 0.0)
             dx = dx * (1.0 - tanh_z * tanh_z)
+        dx = tl.where(columns < valid, dx, 0.0)  # in a row of NaN too
         tl.store(out_row + columns, dx.to(out_row.dtype.element_ty), mask=columns < vocab)
 
 

@@ -42,7 +42,7 @@ def _coefficients(
             loss = a * logprob
         else:
             loss = a
-            a = tl.where(bounded != log_ratio, 0.0, a)
+            a = tl.where((bounded < log_ratio) | (bounded > log_ratio), 0.0, a)
     if CORRECTION != 0:
         gap = old - tl.load(sampler_logprobs + row).to(tl.float32)
         correction = tl.exp2(gap * online.LOG2_E)

@@ -11,7 +11,7 @@ Legend: N: rows (tokens), C: those of a chunk, V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ from fastrl.losses import LossSpec, Rows, coefficients
 from fastrl.ops.rows import LogitRows, wide_dtype
 
 CHUNK_BYTES = 1 << 25  # of logits in fp32: 32 MiB stay near the last-level cache
+
+
+def _by_row(reduction: Callable[..., Tensor], *x_CV: Tensor) -> Tensor:
+    """A reduction of each row, with the same bits whatever the number of rows and threads.
+
+    torch splits the sum of one row alone over its threads, and of several rows never a row.
+    """
+    if len(x_CV[0]) != 1:
+        return reduction(*x_CV)
+    return reduction(*(torch.cat([x, x]) for x in x_CV))[:1]
 
 
 class _Softmax:
@@ -38,10 +48,10 @@ class _Softmax:
         self.e_CV = shifted_CV.exp()
         # e is 0 below -746 even in fp64: such a column adds 0 to the entropy, and not 0 * -inf
         self.shifted_CV = shifted_CV.clamp_(min=-1000.0)
-        self.sum_C1 = self.e_CV.sum(1, keepdim=True)
+        self.sum_C1 = _by_row(lambda e: e.sum(1, keepdim=True), self.e_CV)
         self.log_sum_C1 = self.sum_C1.log()
         self.logprobs_C1 = target_C1 - self.log_sum_C1
-        weighted_C1 = torch.linalg.vecdot(self.e_CV, self.shifted_CV)[:, None]
+        weighted_C1 = _by_row(torch.linalg.vecdot, self.e_CV, self.shifted_CV)[:, None]
         self.entropy_C1 = self.log_sum_C1 - weighted_C1 / self.sum_C1
 
     def capped_CV(self) -> Tensor:

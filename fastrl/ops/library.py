@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,14 +25,9 @@ BACKENDS = ("auto", "triton", "cpu", "torch")
 launches: Counter[str] = Counter()  # calls of each backend, by name
 
 HAS_EXTENSION = importlib.util.find_spec("fastrl._C") is not None
+# Triton's interpreter runs kernels on CPU tensors; as in Triton, decided once, before their import
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    """Whether Triton's interpreter runs kernels on CPU tensors (TRITON_INTERPRET=1)."""
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
 
 
 def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -48,7 +44,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
         return None
     if not HAS_TRITON:
         return "triton is not installed; pip install triton, or use backend='auto'"
-    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"the input is on {device}; move it to a GPU, or use backend='auto'"
     return None
 
