@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "parallel.h"
+#include "team.h"
 
 namespace fastrl {
 
@@ -48,10 +48,8 @@ void for_rows(const Logits& logits, int threads, const Body& body) {
     const int64_t useful = 1 + logits.rows * logits.valid / SMALL;
     const int64_t workers = std::min<int64_t>(threads, useful);
     const int64_t step = std::max<int64_t>(1, std::min(logits.rows / (8 * workers), SMALL));
-    std::atomic<int64_t> next{0};
-    parallel_for(workers, static_cast<int>(workers), [&](int64_t, int64_t) {
-        for (int64_t begin; (begin = next.fetch_add(step)) < logits.rows;)
-            for (int64_t row = begin; row < std::min(begin + step, logits.rows); ++row) body(row);
+    team_for(logits.rows, step, static_cast<int>(workers), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) body(row);
     });
 }
 

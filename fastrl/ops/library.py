@@ -232,14 +232,25 @@ def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     logits, targets, mask, temperature, temperatures, *rest = inputs
     ctx.save_for_backward(logits, targets, mask, temperatures)
     ctx.temperature, ctx.rest = temperature, rest
+    ctx.set_materialize_grads(False)
 
 
-def _row_statistics_backward(ctx: Any, a: Tensor, g: Tensor) -> tuple[Any, ...]:
+def row_coefficients(a: Tensor | None, g: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The upstream gradients of log-probs and entropies, zeros for one that nobody used."""
+    given = a if a is not None else g
+    assert given is not None
+    zeros = torch.zeros_like(given, memory_format=torch.contiguous_format)
+    return (zeros if a is None else a.contiguous()), (zeros if g is None else g.contiguous())
+
+
+def _row_statistics_backward(ctx: Any, a: Tensor | None, g: Tensor | None) -> tuple[Any, ...]:
     refuse_second_derivative()
+    if a is None and g is None:
+        return (None,) * 8
     logits, targets, mask, temperatures = ctx.saved_tensors
     found = row_gradient(
-        logits, targets, mask, ctx.temperature, temperatures, *ctx.rest, a.contiguous(),
-        g.contiguous(),
+        logits, targets, mask, ctx.temperature, temperatures, *ctx.rest,
+        *row_coefficients(a, g),
     )  # fmt: skip
     return (found, *[None] * 7)
 
@@ -341,6 +352,8 @@ def _(gradients: Sequence[Tensor], upstream: Tensor) -> None:
 def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[3:])
     ctx.count, ctx.spent, ctx.has_bias = len(inputs), False, inputs[2] is not None
+    # or autograd fills a [N, V] tensor of zeros for the output that is the gradient
+    ctx.set_materialize_grads(False)
 
 
 def scaled(ctx: Any, upstream: Tensor) -> list[Tensor]:
@@ -361,7 +374,9 @@ def scaled(ctx: Any, upstream: Tensor) -> list[Tensor]:
     return gradients
 
 
-def _policy_loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+def _policy_loss_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if upstream is None:
+        return (None,) * ctx.count
     return (scaled(ctx, upstream)[0], *[None] * (ctx.count - 1))
 
 

@@ -16,6 +16,7 @@ from fastrl.ops.library import (
     nothing,
     policy_rows,
     refuse_second_derivative,
+    row_coefficients,
     save_gradients,
     scaled,
     unpack,
@@ -134,14 +135,19 @@ def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight, bias, targets, mask, temperature, temperatures, *rest = inputs
     ctx.save_for_backward(hidden, weight, bias, targets, mask, temperatures)
     ctx.temperature, ctx.rest = temperature, rest
+    ctx.set_materialize_grads(False)
 
 
-def _linear_row_statistics_backward(ctx: Any, a: Tensor, g: Tensor) -> tuple[Any, ...]:
+def _linear_row_statistics_backward(
+    ctx: Any, a: Tensor | None, g: Tensor | None
+) -> tuple[Any, ...]:
     refuse_second_derivative()
+    if a is None and g is None:
+        return (None,) * 12
     hidden, weight, bias, targets, mask, temperatures = ctx.saved_tensors
     by_hidden, by_weight, by_bias = linear_row_gradient(
         hidden, weight, bias, targets, mask, ctx.temperature, temperatures, *ctx.rest,
-        a.contiguous(), g.contiguous(),
+        *row_coefficients(a, g),
     )  # fmt: skip
     return (by_hidden, by_weight, None if bias is None else by_bias, *[None] * 9)
 
@@ -206,7 +212,9 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[
     )  # fmt: skip
 
 
-def _linear_policy_loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+def _linear_policy_loss_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if upstream is None:
+        return (None,) * ctx.count
     by_hidden, by_weight, by_bias = scaled(ctx, upstream)
     return (by_hidden, by_weight, by_bias if ctx.has_bias else None, *[None] * (ctx.count - 3))
 
