@@ -11,6 +11,7 @@ from fastrl import ops
 from fastrl.errors import UsageError
 from fastrl.losses import LossSpec, Rows, make_loss_fn, sequence_sum
 from fastrl.ops import definition
+from fastrl.ops import head as head_rows
 
 N, D, V, VALID = 24, 6, 20, 17
 OFFSETS = torch.tensor([0, 5, 6, 6, 13, 20, 24], dtype=torch.int32)  # one of one row, one empty
@@ -144,7 +145,8 @@ def assert_equal(got, expected, rel=1e-9):
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_losses_of_hidden_states_in_chunks(monkeypatch, spec, masked):
-    monkeypatch.setattr(definition, "CHUNK_BYTES", 4 * VALID * 5)  # five rows
+    monkeypatch.setattr(head_rows, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(head_rows, "CHUNK_BYTES", 8 * VALID * 5)  # five rows of fp64
     head, targets, rows = case(mask=masked)
     loss, expected = backward(by_formula, head, targets, rows, spec)
     head[0][~rows.mask] = head[1][VALID:] = head[2][VALID:] = float("nan")
@@ -371,7 +373,7 @@ def test_losses_of_rows_may_be_split_anywhere(name):
 def test_chunks_do_not_change_the_bits_of_a_gradient(monkeypatch, name):
     head, targets, rows = case(torch.float32)
     rows.row_weights[::3] = 0.0  # rows without a gradient beside rows with one
-    more = {"spec": SPECS[name], "temperature": normal(N, seed=9).abs() + 0.5}
+    more = {"spec": SPECS[name], "temperature": normal(N, seed=9).abs() + 0.5, "backend": "torch"}
     logits = logits_of(head)
     _, (expected,) = backward(logits_loss, logits, targets, rows, **more)
     for size in (1, 2, 5):

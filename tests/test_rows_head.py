@@ -38,6 +38,7 @@ SPECS = {
 def several_chunks(monkeypatch):
     """Chunks of five rows."""
     monkeypatch.setattr(head, "CHUNK_BYTES", 4 * V * 5)
+    monkeypatch.setattr(head, "CHUNK_ROWS", 1)
 
 
 def head_case(dtype=torch.float32, bias=True, rows=N, **settings):
