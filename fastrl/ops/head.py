@@ -18,8 +18,8 @@ from fastrl.losses import LossSpec, Rows
 from fastrl.ops.library import on_large_pages
 from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 
-# A chunk has CHUNK_BYTES of logits, and CHUNK_ROWS at least: products of fewer rows are slower. On 2
-# cores, V = 49152, D = 576, 6 N V D of 1024 rows: 944 ms whole, 1070 in 3 chunks, 1143 in 8.
+# A chunk has CHUNK_BYTES of logits, and CHUNK_ROWS at least: products of fewer rows are slower. On
+# 2 cores, V = 49152, D = 576, 6 N V D of 1024 rows: 944 ms whole, 1070 in 3 chunks, 1143 in 8.
 CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 352
 
 
