@@ -21,7 +21,7 @@ def table(record: list[dict[str, Any]]) -> str:
         key = (row["name"], *row["shape"], row["dtype"])
         groups.setdefault(key, []).append(row)
     lines = [
-        "| operation | shape | dtype | fastrl | of a copy's bandwidth | memory, results included | others |",
+        "| operation | shape | dtype | fastrl | of a copy's bandwidth | peak memory | others |",
         "|---|---|---|---|---|---|---|",
     ]
     for rows in groups.values():
