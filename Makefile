@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 RUN_DIR ?= runs/sharpen-$(shell date +%Y%m%d-%H%M%S)
+# processes of the tests, a thread each
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastrl-installed
 
@@ -12,8 +14,8 @@ train: $(STAMP)
 	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
 
 test: $(STAMP)
-	$(BIN)/pytest -q -m "not slow"
-	TRITON_INTERPRET=1 $(BIN)/pytest -q -m "not slow" -k triton $(wildcard tests/test_rows*.py)
+	$(BIN)/pytest -q -n $(JOBS) -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow" -k triton $(wildcard tests/test_rows*.py)
 
 soak: $(STAMP)
 	$(BIN)/pytest -q -m slow

@@ -154,11 +154,9 @@ def _run(make: Callable) -> int:
         ("picture", str(files.curves)),
     ]
     if len(tests) >= 2:
-        for table in final_table(tests[0], tests[-1], places):
-            display.console.print(table)
-    else:
-        for name, path in places:
-            print(f"{name:<12} {path}")
+        display.console.print(final_table(tests[0], tests[-1]))
+    for name, path in places:  # plain: a table would break a long path in two
+        print(f"{name:<12} {path}", flush=True)
     print(f"{run.config.train.max_steps} steps, {time.perf_counter() - started:.0f} s")
     return OK
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -116,10 +116,8 @@ def interval(summary: Mapping[str, Any]) -> str:
     return f"{share(summary['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def final_table(
-    base: Mapping[str, Any], trained: Mapping[str, Any], files: Sequence[tuple[str, str]]
-) -> tuple[Table, Table]:
-    """Base against trained on the test split, and where the files are."""
+def final_table(base: Mapping[str, Any], trained: Mapping[str, Any]) -> Table:
+    """Base against trained on the test split."""
     table = Table(title=f"test split: {trained['num_prompts']} prompts x {trained['num_samples']}")
     table.add_column("")
     for name in ("base", "trained"):
@@ -133,7 +131,4 @@ def final_table(
     table.add_row(
         "mean length, tokens", f"{base['length_mean']:.1f}", f"{trained['length_mean']:.1f}"
     )
-    places = Table(show_header=False, box=None)
-    for name, path in files:
-        places.add_row(name, path)
-    return table, places
+    return table

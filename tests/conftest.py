@@ -7,4 +7,6 @@ from pathlib import Path
 # as the command line does, and before torch is loaded: beside other programs threads that spin
 # make a test ten times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside each other share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "exact"))
