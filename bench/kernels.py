@@ -55,6 +55,7 @@ def run(
     if shape is not None and len(shape) not in (2, 3):
         raise UsageError(f"shape has {len(shape)} numbers; allowed: T,V or T,V,D")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    words = where(device)
     for module, axes, default in ((rows, 2, ("float32", "bfloat16")), (head, 3, ("float32",))):
         shapes = module.GPU_SHAPES if device.type == "cuda" else module.SHAPES
         if shape is not None:
@@ -72,4 +73,4 @@ def run(
                     if case.read_bytes and machine is None:
                         machine = bandwidth(data, repeats)
                     for row in results(case, device, repeats, machine):
-                        yield row | where(device)
+                        yield row | words

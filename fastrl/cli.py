@@ -193,9 +193,7 @@ def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
     from fastrl.evaluate import Request, evaluate_model
 
     request = Request(**{f.name: getattr(known, f.name) for f in fields(Request)})
-    for path in (known.out, known.completions):
-        if path and not Path(path).resolve().parent.is_dir():
-            raise UsageError(f"{path} cannot be written, its folder is not there; make it first")
+    _check_folders(known.out, known.completions)
     progress = Progress(console=Console(stderr=True))
 
     def count(name: str, total: int) -> Callable[[object], None]:
@@ -216,6 +214,13 @@ def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
             file.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
     print(text)
     return OK
+
+
+def _check_folders(*paths: str | None) -> None:
+    """Raises UsageError for a file to write whose folder is not there, before any work."""
+    for path in paths:
+        if path and not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"{path} cannot be written, its folder is not there; make it first")
 
 
 def add_grade(parser: argparse.ArgumentParser) -> None:
@@ -254,8 +259,7 @@ def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
         shape = tuple(int(n) for n in known.shape.split(",")) if known.shape else None
     except ValueError:
         raise UsageError(f"--shape is {known.shape!r}; write T,V or T,V,D, as 512,49152") from None
-    if known.out and not Path(known.out).resolve().parent.is_dir():
-        raise UsageError(f"{known.out} cannot be written, its folder is not there; make it first")
+    _check_folders(known.out)
     from fastrl.bench import kernels
 
     rows = []

@@ -14,12 +14,19 @@ from fastrl import __version__
 PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numba", "reasoning-gym")
 
 
-def _loss(native: bool) -> str:
-    if not native:
-        return "torch (the definition): the extension is missing"
-    from fastrl import _C
+def _loss() -> str:
+    """The path of the loss on the CPU, on a GPU and in fp64, as the operations resolve it."""
+    from fastrl.ops.library import resolve
 
-    return f"C++ on the CPU ({_C.instruction_set()}), torch for fp64 and on a GPU"
+    def name(device: str) -> str:
+        backend = resolve("auto", torch.device(device), torch.float32)
+        if backend == "cpu":
+            from fastrl import _C
+
+            return f"C++ ({_C.instruction_set()})"
+        return {"triton": "Triton", "torch": "torch (the definition)"}[backend]
+
+    return f"{name('cpu')} on the CPU, {name('cuda')} on a GPU, torch (the definition) for fp64"
 
 
 def report() -> list[tuple[str, str]]:
@@ -44,7 +51,7 @@ def report() -> list[tuple[str, str]]:
     native = importlib.util.find_spec("fastrl._C") is not None
     rows += [
         ("GPU", gpu),
-        ("loss", _loss(native)),
+        ("loss", _loss()),
         ("attention", "training: torch's scaled_dot_product_attention over packed sequences"),
         ("", f"sampling: {'C++ on the CPU, torch elsewhere' if native else 'torch'}"),
         (

@@ -20,6 +20,9 @@ from fastrl.errors import UsageError
 LOSSES = ("reinforce", "clip", "cispo", "gspo")
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3-corrected")
+# the losses and corrections of rows by their numbers in csrc/loss.h and kernels/policy_loss.py
+KERNEL_LOSSES = {"reinforce": 0, "clip": 1, "cispo": 2}
+KERNEL_CORRECTIONS = {None: 0, "token_truncate": 1, "token_mask": 2}
 CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 

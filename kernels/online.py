@@ -7,6 +7,7 @@ dL/dx_j = 2^t_j (constant + slope t_j) outer', where constant = -(a + g (H - log
 slope = -g ln 2 / l. A column at -inf adds nothing, a NaN reaches every result.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -24,6 +25,25 @@ def launch_settings(vocab: int) -> dict[str, int]:
     warps = max(1, min(8, block // 256))
     # fused multiply-adds are wanted, and no longer Triton's default from 3.10 on
     return {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": True}
+
+
+def row_launch(
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float | torch.Tensor,
+    valid: int,
+    softcap: float | None,
+) -> tuple[torch.Tensor | None, float, dict[str, int]]:
+    """(a temperature a row or None, the one temperature, the launch's settings) of a row kernel.
+
+    Asserts the layout that every row kernel assumes: a contiguous last axis, int64 targets.
+    """
+    assert x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
+    assert targets.dtype == torch.int64 and targets.is_contiguous()
+    settings = {"CAPPED": softcap is not None, **launch_settings(valid)}
+    if isinstance(temperature, torch.Tensor):
+        return temperature, 1.0, settings
+    return None, temperature, settings
 
 
 @triton.jit

@@ -12,9 +12,6 @@ import triton.language as tl
 
 from fastrl.kernels import online
 
-LOSSES = {"reinforce": 0, "clip": 1, "cispo": 2}
-CORRECTIONS = {None: 0, "token_truncate": 1, "token_mask": 2}
-
 
 @triton.jit
 def _coefficients(
@@ -113,8 +110,8 @@ def policy_loss(
     sampler_logprobs: torch.Tensor | None,
     weights: torch.Tensor | None,
     scale: torch.Tensor,
-    loss: str,
-    correction: str | None,
+    loss: int,
+    correction: int,
     bounds: tuple[float, float, float],
     cap: float,
     entropy_coef: float,
@@ -123,23 +120,22 @@ def policy_loss(
     """Losses before `scale`, log-probs and entropies, fp32 [N]; the scaled gradient in `out`.
 
     `x` and `out` [N, V] with a contiguous last axis, and `out` may be `x`; vectors [N] contiguous;
-    `scale` 0-d on the device; `bounds` are the logs of 1 - low, 1 + high and the dual clip.
+    `scale` 0-d on the device; `loss` 0 REINFORCE, 1 clip, 2 CISPO; `correction` 0 none, 1 truncate,
+    2 mask; `bounds` are the logs of 1 - low, 1 + high and the dual clip.
     """
-    assert x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
+    each, one, settings = online.row_launch(x, targets, temperature, valid, softcap)
     assert out is None or (out.shape == x.shape and (out.stride(1) == 1 or out.shape[1] == 1))
     rows = (advantages, old_logprobs, sampler_logprobs, weights)
     assert all(v is None or v.is_contiguous() for v in rows)
     losses, logprobs, entropy = (
         torch.empty(len(x), dtype=torch.float32, device=x.device) for _ in range(3)
     )
-    each = temperature if isinstance(temperature, torch.Tensor) else None
     if len(x):
         _kernel[(len(x),)](
             x, targets, mask, each, *rows, scale, losses, logprobs, entropy, out, x.stride(0),
             0 if out is None else out.stride(0), valid, x.shape[1],
-            1.0 if isinstance(temperature, torch.Tensor) else temperature, logit_scale,
-            softcap or 0.0, *bounds, cap, entropy_coef, LOSS=LOSSES[loss],
-            CORRECTION=CORRECTIONS[correction], CAPPED=softcap is not None,
-            **online.launch_settings(valid),
+            one, logit_scale,
+            softcap or 0.0, *bounds, cap, entropy_coef, LOSS=loss,
+            CORRECTION=correction, **settings,
         )  # fmt: skip
     return losses, logprobs, entropy

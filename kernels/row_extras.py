@@ -28,12 +28,14 @@ def _kernel(
         threshold = -float("inf")
         if thresholds is not None:
             threshold = tl.load(thresholds + row)
-        # the row again, from cache: the peak is known, so that nothing is rescaled
+        # the row again, from cache: the peak is known, so that nothing is rescaled; half a block
+        # at a time, or the indices of columns spill on sm_90
+        HALF: tl.constexpr = BLOCK // 2
         square = 0.0
         kept = 0.0
         first = valid
-        for start in range(0, valid, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
+        for start in range(0, valid, HALF):
+            columns = start + tl.arange(0, HALF)
             z = online.load_z(x_row, columns, valid, logit_scale, softcap, CAPPED)
             p = tl.exp2((z - base) * k) / total
             square += tl.sum(p * p, 0)
@@ -72,17 +74,15 @@ def row_extras(
 
     As `row_statistics`, with `thresholds` fp32 [N] of softcap(logit_scale x), or None.
     """
-    assert x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
-    assert targets.dtype == torch.int64 and targets.is_contiguous()
+    each, one, settings = online.row_launch(x, targets, temperature, valid, softcap)
     numbers = [torch.empty(len(x), dtype=torch.float32, device=x.device) for _ in range(5)]
     logprobs, entropy, squares, max_probs, log_kept = numbers
     argmaxes = torch.empty_like(targets)
-    each = temperature if isinstance(temperature, torch.Tensor) else None
     if len(x):
         _kernel[(len(x),)](
             x, targets, mask, each, thresholds, logprobs, entropy, squares, max_probs, argmaxes,
             log_kept, x.stride(0), valid,
-            1.0 if isinstance(temperature, torch.Tensor) else temperature, logit_scale,
-            softcap or 0.0, CAPPED=softcap is not None, **online.launch_settings(valid),
+            one, logit_scale,
+            softcap or 0.0, **settings,
         )  # fmt: skip
     return logprobs, entropy, squares, max_probs, argmaxes, log_kept

@@ -46,13 +46,12 @@ def row_gradient(
     out: torch.Tensor,
 ) -> None:
     """Write dL/dx into `out` [N, V], which may be `x`; `a` and `g` are fp32 [N]."""
-    assert x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
+    each, one, settings = online.row_launch(x, targets, temperature, valid, softcap)
     assert out.shape == x.shape and (out.stride(1) == 1 or out.shape[1] == 1)
     assert a.dtype == g.dtype == torch.float32 and a.is_contiguous() and g.is_contiguous()
-    each = temperature if isinstance(temperature, torch.Tensor) else None
     if len(x):
         _kernel[(len(x),)](
             x, targets, mask, each, a, g, out, x.stride(0), out.stride(0), valid, x.shape[1],
-            1.0 if isinstance(temperature, torch.Tensor) else temperature, logit_scale,
-            softcap or 0.0, CAPPED=softcap is not None, **online.launch_settings(valid),
+            one, logit_scale,
+            softcap or 0.0, **settings,
         )  # fmt: skip

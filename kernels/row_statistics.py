@@ -44,15 +44,13 @@ def row_statistics(
     `x` [N, V] with a contiguous last axis, `targets` int64 [N], `mask` bool [N] or None,
     `temperature` a number or fp32 [N].
     """
-    assert x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
-    assert targets.dtype == torch.int64 and targets.is_contiguous()
+    each, one, settings = online.row_launch(x, targets, temperature, valid, softcap)
     logprobs = torch.empty(len(x), dtype=torch.float32, device=x.device)
     entropy = torch.empty_like(logprobs)
-    each = temperature if isinstance(temperature, torch.Tensor) else None
     if len(x):
         _kernel[(len(x),)](
             x, targets, mask, each, logprobs, entropy, x.stride(0), valid,
-            1.0 if isinstance(temperature, torch.Tensor) else temperature, logit_scale,
-            softcap or 0.0, CAPPED=softcap is not None, **online.launch_settings(valid),
+            one, logit_scale,
+            softcap or 0.0, **settings,
         )  # fmt: skip
     return logprobs, entropy

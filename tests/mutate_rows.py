@@ -65,7 +65,7 @@ TRITON = [
     # _coefficients and the kernels
     (POLICY, "tl.where((advantage < 0) & (bounded < low), low", "tl.where(bounded < low, low"),
     (POLICY, "upper = tl.where(advantage < 0, dual, high)", "upper = high"),
-    (POLICY, "a = tl.where(bounded != log_ratio, 0.0, a)", "a = a"),
+    (POLICY, "a = tl.where((bounded < log_ratio) | (bounded > log_ratio), 0.0, a)", "a = a"),
     (POLICY, "bounded = tl.where(bounded < low, low, bounded)", "bounded = bounded"),
     (POLICY, "a * tl.exp2(bounded * online.LOG2_E)", "a * tl.exp2(log_ratio * online.LOG2_E)"),
     (POLICY, "tl.where(correction > cap, cap, correction)", "correction"),
@@ -107,7 +107,7 @@ TORCH = [
      "weight, bias = self.gradients\n        weight.copy_(weight.to(self.x.hidden_ND.dtype))\n"),
     (HEAD_FILE, "hidden_CD = x.hidden_ND[index_C].to(x.dtype)",
      "hidden_CD = x.hidden_ND[index_C].bfloat16().to(x.dtype)"),
-    (LOSSES, "a = torch.where(bounded == log_ratio, a, 0.0)", "a = a"),
+    (LOSSES, "a = torch.where((bounded < log_ratio) | (bounded > log_ratio), 0.0, a)", "a = a"),
     (LOSSES, "a, g = a * rows.row_weights, g * rows.row_weights",
      "a = a * rows.row_weights"),
     (LOSSES, "log_ratio.clamp(low, dual), log_ratio.clamp(max=high)",
@@ -116,7 +116,7 @@ TORCH = [
 
 KERNEL, VECTORS, LOSS = "csrc/loss_kernel.h", "csrc/vectors.h", "csrc/loss.cpp"
 CPU = [
-    (KERNEL, "ratio > 0 ? (weighted + moved * sum) * ratio : 0.0", "weighted * ratio"),
+    (KERNEL, "ratio > 0 ? (weighted + moved * sum) * ratio : weighted - weighted", "weighted * ratio"),
     (KERNEL, "const float base = std::isinf(running.peak) ? 0.0f : running.peak;",
      "const float base = running.peak;"),
     (KERNEL, "++i) z[i] = -std::numeric_limits<float>::infinity();", "++i) z[i] = 0.0f;"),
@@ -150,7 +150,7 @@ CPU = [
     (VECTORS, " | (as_ints(u) & INT32_MIN)", ""),
     (LOSS, "settings.high : settings.dual", "settings.high : settings.high"),
     (LOSS, "if ((both || advantage < 0) && bounded < settings.low)", "if (bounded < settings.low)"),
-    (LOSS, "if (!both && bounded != log_ratio) a = 0.0;", ""),
+    (LOSS, "if (!both && (bounded < log_ratio || bounded > log_ratio)) a = 0.0;", ""),
     (LOSS, "? settings.cap : 0.0", "? settings.cap : settings.cap"),
     (LOSS, "g = -settings.entropy_coef * weight", "g = -settings.entropy_coef"),
     (LOSS, "loss -= settings.entropy_coef", "loss += settings.entropy_coef"),

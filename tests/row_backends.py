@@ -7,7 +7,6 @@ skips those that this machine lacks, or that the test's module excludes with its
 
 import importlib
 import importlib.util
-import os
 from dataclasses import dataclass, replace
 
 import naive
@@ -16,11 +15,11 @@ import torch
 
 from fastrl import ops
 from fastrl.ops import library
+from fastrl.ops.library import INTERPRETED
 from fastrl.ops.rows import LogitRows
 
 PATHS = ("torch", "cpu-avx512", "cpu-avx2", "cpu-plain", "triton")
 MODULES = {"torch": "definition", "cpu": "native", "triton": "fused"}
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAN = float("nan")
 INF = float("inf")
 

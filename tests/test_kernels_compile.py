@@ -14,12 +14,19 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from fastrl.kernels import online, policy_loss, row_gradient, row_statistics, scale  # noqa: E402
+from fastrl.kernels import (  # noqa: E402
+    online,
+    policy_loss,
+    row_extras,
+    row_gradient,
+    row_statistics,
+    scale,
+)
 
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 LOGITS = {"x", "out"}
-LONGS = {"targets"}
+LONGS = {"targets", "argmaxes"}
 COUNTS = {"stride", "out_stride", "valid", "vocab", "count"}
 NUMBERS = {
     "temperature", "logit_scale", "softcap", "low", "high", "dual", "cap", "entropy_coef",
@@ -28,6 +35,8 @@ NUMBERS = {
 KERNELS = {
     "row_statistics": (row_statistics._kernel, {"mask": "*i1", "temperatures": "*fp32"}),
     "row_statistics, capped": (row_statistics._kernel, {"CAPPED": True}),
+    "row_extras": (row_extras._kernel, {"mask": "*i1"}),
+    "row_extras, capped": (row_extras._kernel, {"CAPPED": True, "thresholds": None}),
     "row_gradient": (row_gradient._kernel, {"mask": "*i1"}),
     "row_gradient, capped": (row_gradient._kernel, {"CAPPED": True}),
     "policy_loss": (policy_loss._kernel, {"LOSS": 0, "CORRECTION": 0}),

@@ -499,29 +499,3 @@ def test_stats_hold_only_what_was_given():
     logits, targets = normal(3, V, seed=0), torch.arange(3)
     stats = ops.policy_loss(logits, targets, torch.ones(3)).stats
     assert stats.keys() == {"logprobs", "entropy"}
-
-
-@pytest.mark.parametrize("operation", ["loss", "statistics"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_compaction_is_a_choice_that_changes_nothing(operation, dtype):
-    """Masked hidden states hold NaN; without compaction they go through the products as zeros."""
-    head, targets, rows = case()
-    head = [x.to(dtype) for x in head]
-    head[0][~rows.mask] = float("nan")
-    found = []
-    for compact in (True, False):
-        hidden, weight, bias = (x.detach().clone().requires_grad_() for x in head)
-        settings = {"bias": bias, "mask": rows.mask, "compact": compact, **HEAD}
-        if operation == "loss":
-            advantages = torch.where(torch.arange(N) % 3 > 0, rows.advantages, 0.0)
-            out = ops.linear_policy_loss(hidden, weight, targets, advantages, **settings)
-            total, outputs = out.loss_sum, (out.logprobs, out.entropy)
-        else:
-            outputs = ops.linear_logprobs_and_entropy(hidden, weight, targets, **settings)
-            total = sum((x * x).sum() for x in outputs)
-        total.backward()
-        found.append([*(x.detach() for x in outputs), hidden.grad, weight.grad, bias.grad])
-    for x, y in zip(*found, strict=True):
-        assert torch.isfinite(x).all() and torch.isfinite(y).all()
-        limit = 4 * torch.finfo(dtype).eps * float(x.abs().max()) * 10
-        assert float((x - y).abs().max()) <= limit

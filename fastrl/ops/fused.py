@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fastrl.kernels import policy_loss as _policy_loss
 from fastrl.kernels import row_extras, row_gradient, row_statistics
-from fastrl.losses import LossSpec, Rows, log_bounds
+from fastrl.kernels import scale as _scale
+from fastrl.losses import KERNEL_CORRECTIONS, KERNEL_LOSSES, LossSpec, Rows, log_bounds
 from fastrl.ops.rows import LogitRows
 
 
@@ -43,14 +44,12 @@ def policy_loss(
     """A loss of rows and its gradient, in one kernel."""
     vectors = (rows.advantages, rows.old_logprobs, rows.sampler_logprobs, rows.row_weights)
     return _policy_loss.policy_loss(
-        *_rows(x), *(None if v is None else v.contiguous() for v in vectors), scale, spec.loss,
-        spec.sampler_correction, log_bounds(spec), spec.sampler_correction_cap, spec.entropy_coef,
-        out_NV,
+        *_rows(x), *(None if v is None else v.contiguous() for v in vectors), scale,
+        KERNEL_LOSSES[spec.loss], KERNEL_CORRECTIONS[spec.sampler_correction], log_bounds(spec),
+        spec.sampler_correction_cap, spec.entropy_coef, out_NV,
     )  # fmt: skip
 
 
 def scale_(x: Tensor, factor: Tensor) -> None:
     """x *= factor, in place."""
-    from fastrl.kernels import scale
-
-    scale.scale_(x, factor)
+    _scale.scale_(x, factor)

@@ -289,6 +289,34 @@ def policy_rows(
     )  # fmt: skip
 
 
+def _policy_loss_into(
+    out: Tensor | None,
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    valid: int,
+    softcap: float | None,
+    backend: str,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    row_weights: Tensor | None,
+    scale: Tensor,
+    loss: str,
+    correction: str,
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss times `scale`, log-probs, entropies; the gradient in `out`, or over the logits."""
+    x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
+    rows = policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
+    losses, logprobs, entropy = kernels_of(backend).policy_loss(
+        x, rows, unpack(loss, correction, numbers), scale, out
+    )
+    return losses.sum() * scale, logprobs, entropy
+
+
 @torch.library.custom_op("fastrl::policy_loss", mutates_args=())
 @in_full_precision
 def policy_loss(
@@ -311,14 +339,12 @@ def policy_loss(
     wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss times `scale`, log-probs, entropies, and the gradient [N, V] (empty if unwanted)."""
-    x = _logit_rows(logits, targets, mask, temperature, temperatures, valid, softcap)
-    rows = policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
-    spec = unpack(loss, correction, numbers)
-    out = _gradient_of(logits) if wanted else nothing(logits)
-    losses, logprobs, entropy = kernels_of(backend).policy_loss(
-        x, rows, spec, scale, out if wanted else None
-    )
-    return losses.sum() * scale, logprobs, entropy, out
+    out = _gradient_of(logits) if wanted else None
+    loss_sum, logprobs, entropy = _policy_loss_into(
+        out, logits, targets, mask, temperature, temperatures, valid, softcap, backend, advantages,
+        old_logprobs, sampler_logprobs, row_weights, scale, loss, correction, numbers,
+    )  # fmt: skip
+    return loss_sum, logprobs, entropy, nothing(logits) if out is None else out
 
 
 def nothing(x: Tensor, **_: Any) -> Tensor:
@@ -391,19 +417,14 @@ class InPlacePolicyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        rows, backend, vectors = arguments[:6], arguments[6], arguments[7:11]
-        scale, loss, correction, numbers = arguments[11:15]
-        targets, mask, temperature, temperatures, valid, softcap = rows
+        wanted = arguments[-1]
+        assert wanted
         values = logits.detach()
-        x = _logit_rows(values, targets, mask, temperature, temperatures, valid, softcap)
-        losses, logprobs, entropy = kernels_of(backend).policy_loss(
-            x, policy_rows(targets, mask, *vectors), unpack(loss, correction, numbers), scale,
-            values,
-        )  # fmt: skip
+        loss_sum, logprobs, entropy = _policy_loss_into(values, values, *arguments[:-1])
         torch.autograd.graph.increment_version(logits)
         ctx.gradient, ctx.spent = values, False
         ctx.mark_non_differentiable(logprobs, entropy)
-        return losses.sum() * scale, logprobs, entropy
+        return loss_sum, logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:

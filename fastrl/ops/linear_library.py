@@ -63,18 +63,9 @@ def linear_row_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies from hidden states, [N] each."""
     x = _head_rows(
-        hidden,
-        weight,
-        bias,
-        targets,
-        mask,
-        temperature,
-        temperatures,
-        valid,
-        softcap,
-        logit_scale,
-        compact,
-    )
+        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap,
+        logit_scale, compact,
+    )  # fmt: skip
     return head.statistics(kernels_of(backend), x)
 
 
@@ -103,18 +94,9 @@ def linear_row_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden states, weight and bias (empty without one)."""
     x = _head_rows(
-        hidden,
-        weight,
-        bias,
-        targets,
-        mask,
-        temperature,
-        temperatures,
-        valid,
-        softcap,
-        logit_scale,
-        compact,
-    )
+        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap,
+        logit_scale, compact,
+    )  # fmt: skip
     return head.gradient(kernels_of(backend), x, a, g)
 
 
@@ -182,18 +164,9 @@ def linear_policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss times `scale`, log-probs, entropies, and the gradients of the three inputs."""
     x = _head_rows(
-        hidden,
-        weight,
-        bias,
-        targets,
-        mask,
-        temperature,
-        temperatures,
-        valid,
-        softcap,
-        logit_scale,
-        compact,
-    )
+        hidden, weight, bias, targets, mask, temperature, temperatures, valid, softcap,
+        logit_scale, compact,
+    )  # fmt: skip
     rows = policy_rows(targets, mask, advantages, old_logprobs, sampler_logprobs, row_weights)
     spec = unpack(loss, correction, numbers)
     losses, logprobs, entropy, gradients = head.policy_loss(

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from fastrl import _C
-from fastrl.losses import LossSpec, Rows, log_bounds
+from fastrl.losses import KERNEL_CORRECTIONS, KERNEL_LOSSES, LossSpec, Rows, log_bounds
 from fastrl.ops.rows import LogitRows
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-LOSSES = {"reinforce": 0, "clip": 1, "cispo": 2}
 LARGE_BYTES = 1 << 23
-CORRECTIONS = {None: 0, "token_truncate": 1, "token_mask": 2}
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -32,12 +30,13 @@ class _Rows:
         self.targets, self.mask = x.targets_N.contiguous(), x.mask_N
         if self.mask is not None:
             self.mask = self.mask.contiguous()
-        one = isinstance(x.temperature, float)
-        self.temperatures = None if isinstance(x.temperature, float) else _floats(x.temperature)
+        t = x.temperature
+        one, each = (t, None) if isinstance(t, float) else (1.0, t)
+        self.temperatures = _floats(each)
         self.logits = _C.Logits(
             _address(logits), DTYPES[logits.dtype], logits.stride(0), len(logits), x.valid,
             logits.shape[1], _address(self.targets), _address(self.mask),
-            _address(self.temperatures), x.temperature if one else 1.0, x.softcap or 0.0,
+            _address(self.temperatures), one, x.softcap or 0.0,
             x.logit_scale,
         )  # fmt: skip
 
@@ -98,7 +97,7 @@ def policy_loss(
     low, high, dual = log_bounds(spec)
     _C.policy_loss(
         view.logits, _address(advantages), _address(old), _address(sampler), _address(weights),
-        LOSSES[spec.loss], CORRECTIONS[spec.sampler_correction], low, high, dual,
+        KERNEL_LOSSES[spec.loss], KERNEL_CORRECTIONS[spec.sampler_correction], low, high, dual,
         spec.sampler_correction_cap, spec.entropy_coef, float(scale), _address(losses_N),
         _address(logprobs_N), _address(entropy_N), _address(out_NV),
         0 if out_NV is None else out_NV.stride(0), torch.get_num_threads(),

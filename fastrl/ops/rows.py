@@ -5,7 +5,6 @@ Legend: N: rows (tokens), V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -65,9 +64,6 @@ class Kernels(Protocol):
         self, x: LogitRows, rows: Rows, spec: LossSpec, scale: Tensor, out_NV: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses before `scale`, log-probs, entropies [N]; the scaled gradient in `out_NV`."""
-
-
-KernelsOf = Callable[[Tensor, str], Kernels]
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from row_backends import row_path as row_path
 
-from fastrl import _C, ops
+from fastrl import ops
 
 V, VALID = 1100, 1087
+
+
+def measured(path, logits, targets, **settings):
+    """`ops.row_statistics` on a path, brought to the CPU."""
+    found = path.call("row_statistics", logits, targets, **settings)
+    return ops.RowStatistics(**{name: x.cpu() for name, x in vars(found).items()})
 
 
 def logits_of(dtype=torch.float32):
@@ -13,19 +20,9 @@ def logits_of(dtype=torch.float32):
     return (torch.randn(2, 3, V, generator=generator) * 3).to(dtype)
 
 
-@pytest.fixture(params=["torch", "cpu avx512", "cpu avx2", "cpu plain"])
-def backend(request):
-    name, _, instructions = request.param.partition(" ")
-    before = _C.instruction_set()
-    if instructions and not _C.use_instruction_set(instructions):
-        pytest.skip(f"this processor has no {instructions}")
-    yield name
-    assert _C.use_instruction_set(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_against_fp64(backend, dtype, softcap):
+def test_against_fp64(row_path, dtype, softcap):
     logits = logits_of(dtype)
     logits[0, 0, 5] = logits[0, 0, 900] = 30.0  # a tie: the first one
     logits[..., VALID:] = float("nan")
@@ -37,9 +34,9 @@ def test_against_fp64(backend, dtype, softcap):
     kth = z.topk(10, -1).values[..., -1]
     # between the tenth and the eleventh, so that rounding does not decide
     thresholds = (kth + z.topk(11, -1).values[..., -1]) / 2
-    found = ops.row_statistics(
-        logits, targets, temperature=temperature, mask=mask, valid_vocab=VALID, softcap=softcap,
-        thresholds=thresholds.float(), backend=backend,
+    found = measured(
+        row_path, logits, targets, temperature=temperature, mask=mask, valid_vocab=VALID,
+        softcap=softcap, thresholds=thresholds.float(),
     )  # fmt: skip
     p = (z / temperature.double()[..., None]).softmax(-1)
     kept = torch.where(z >= thresholds[..., None], p, 0.0).sum(-1).log()
@@ -59,18 +56,19 @@ def test_against_fp64(backend, dtype, softcap):
     assert softcap is not None or found.argmax[0, 0] == 5
 
 
-def test_log_probs_have_the_bits_of_the_differentiable_operation(backend):
+def test_log_probs_have_the_bits_of_the_differentiable_operation(row_path):
     logits, targets = logits_of(), torch.arange(6).view(2, 3)
-    found = ops.row_statistics(logits, targets, temperature=0.7, backend=backend)
-    logprobs, entropy = ops.logprobs_and_entropy(logits, targets, temperature=0.7, backend=backend)
+    found = measured(row_path, logits, targets, temperature=0.7)
+    outputs = row_path.call("logprobs_and_entropy", logits, targets, temperature=0.7)
+    logprobs, entropy = (x.cpu() for x in outputs)
     assert torch.equal(found.logprobs, logprobs) and torch.equal(found.entropy, entropy)
     assert not found.log_kept_mass.any()
 
 
-def test_a_row_with_a_nan_has_no_argmax(backend):
+def test_a_row_with_a_nan_has_no_argmax(row_path):
     logits = logits_of()
     logits[0, 1, 77] = float("nan")
-    found = ops.row_statistics(logits, torch.zeros(2, 3, dtype=torch.int64), backend=backend)
+    found = measured(row_path, logits, torch.zeros(2, 3, dtype=torch.int64))
     assert found.argmax[0, 1] == -1 and found.sum_squares[0, 1].isnan()
     others = torch.ones(2, 3, dtype=torch.bool)
     others[0, 1] = False
