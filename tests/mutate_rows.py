@@ -116,7 +116,8 @@ TORCH = [
 
 KERNEL, VECTORS, LOSS = "csrc/loss_kernel.h", "csrc/vectors.h", "csrc/loss.cpp"
 CPU = [
-    (KERNEL, "ratio > 0 ? (weighted + moved * sum) * ratio : weighted - weighted", "weighted * ratio"),
+    (KERNEL, "ratio > 0 ? (weighted + moved * sum) * ratio : weighted - weighted",
+     "weighted * ratio"),
     (KERNEL, "const float base = std::isinf(running.peak) ? 0.0f : running.peak;",
      "const float base = running.peak;"),
     (KERNEL, "++i) z[i] = -std::numeric_limits<float>::infinity();", "++i) z[i] = 0.0f;"),
