@@ -8,6 +8,7 @@ before it is timed; then all of them take turns. Times are medians of a turn eac
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +82,8 @@ def peak_bytes(run: Run, device: torch.device) -> int:
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
+    # or torch's profiler writes two lines to the standard error for each case
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:

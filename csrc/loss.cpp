@@ -1,7 +1,5 @@
 #include "loss.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -9,51 +7,9 @@
 #include <sys/mman.h>
 #endif
 
-#include "team.h"
-
 namespace fastrl {
 
 namespace {
-
-bool runs_here(const RowFunctions& functions) {
-#if FASTRL_X86_SETS
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
-    if (&functions == &avx2_rows) return avx2;
-    if (&functions == &avx512_rows)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-    return &functions == &plain_rows;
-}
-
-#if FASTRL_X86_SETS
-constexpr const RowFunctions* SETS[] = {&avx512_rows, &avx2_rows, &plain_rows};
-#else
-constexpr const RowFunctions* SETS[] = {&plain_rows};
-#endif
-
-std::atomic<const RowFunctions*>& current() {
-    static std::atomic<const RowFunctions*> functions{
-        *std::find_if(std::begin(SETS), std::end(SETS),
-                      [](const RowFunctions* set) { return runs_here(*set); })};
-    return functions;
-}
-
-constexpr int64_t SMALL = 1 << 15;  // logits: fewer are not worth a thread
-
-// body(row) for every row; which thread takes a row never changes what the row gets.
-template <typename Body>
-void for_rows(const Logits& logits, int threads, const Body& body) {
-    const int64_t useful = 1 + logits.rows * logits.valid / SMALL;
-    const int64_t workers = std::min<int64_t>(threads, useful);
-    const int64_t step = std::max<int64_t>(1, std::min(logits.rows / (8 * workers), SMALL));
-    team_for(logits.rows, step, static_cast<int>(workers), [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) body(row);
-    });
-}
-
-bool counts(const Logits& logits, int64_t row) { return !logits.mask || logits.mask[row]; }
 
 int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
@@ -108,7 +64,7 @@ Coefficients coefficients(const PolicyRows& rows, const LossSettings& settings, 
 
 void row_statistics(const Logits& logits, float* logprobs, float* entropy, const Extras& extras,
                     int threads) {
-    const RowFunctions& functions = *current();
+    const RowFunctions& functions = row_functions();
     for_rows(logits, threads, [&](int64_t row) {
         if (counts(logits, row)) {
             const RowStatistics found = functions.statistics(logits, row, extras);
@@ -126,7 +82,7 @@ void row_statistics(const Logits& logits, float* logprobs, float* entropy, const
 
 void row_gradient(const Logits& logits, const float* a, const float* g, void* out,
                   int64_t out_stride, int threads) {
-    const RowFunctions& functions = *current();
+    const RowFunctions& functions = row_functions();
     for_rows(logits, threads, [&](int64_t row) {
         if (counts(logits, row) && (a[row] != 0 || g[row] != 0)) {
             const RowStatistics found = functions.statistics(logits, row, {});
@@ -140,7 +96,7 @@ void row_gradient(const Logits& logits, const float* a, const float* g, void* ou
 void policy_loss(const Logits& logits, const PolicyRows& rows, const LossSettings& settings,
                  float* losses, float* logprobs, float* entropy, void* out, int64_t out_stride,
                  int threads) {
-    const RowFunctions& functions = *current();
+    const RowFunctions& functions = row_functions();
     for_rows(logits, threads, [&](int64_t row) {
         if (!counts(logits, row)) {
             losses[row] = logprobs[row] = entropy[row] = 0.0f;
@@ -169,17 +125,6 @@ void advise_large_pages(void* memory, int64_t bytes) {
 #else
     (void)memory, (void)bytes;
 #endif
-}
-
-const char* instruction_set() { return current().load()->name; }
-
-bool use_instruction_set(const char* name) {
-    for (const RowFunctions* set : SETS)
-        if (std::strcmp(set->name, name) == 0 && runs_here(*set)) {
-            current() = set;
-            return true;
-        }
-    return false;
 }
 
 }  // namespace fastrl

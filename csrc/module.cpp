@@ -9,34 +9,12 @@
 #include "grading.h"
 #include "loss.h"
 #include "paged_attention.h"
-#include "random.h"
+#include "sample.h"
 
 namespace py = pybind11;
 using fastrl::PagedAttention;
 
 namespace {
-
-using Words = py::array_t<uint32_t, py::array::c_style>;
-
-py::array_t<float> uniforms(const Words& c0, const Words& draw, const Words& c2, uint32_t c3,
-                            uint32_t key0, uint32_t key1, int64_t vocab, int threads) {
-    const int64_t rows = c0.size();
-    py::array_t<float> out({rows, vocab});
-    const uint32_t *c0_data = c0.data(), *draw_data = draw.data(), *c2_data = c2.data();
-    float* out_data = out.mutable_data();
-    py::gil_scoped_release released;
-    fastrl::fill_uniforms(c0_data, draw_data, c2_data, c3, key0, key1, rows, vocab, out_data,
-                          threads);
-    return out;
-}
-
-py::tuple philox(py::tuple counter, uint32_t key0, uint32_t key1) {
-    const fastrl::Counter c = fastrl::philox(
-        {counter[0].cast<uint32_t>(), counter[1].cast<uint32_t>(), counter[2].cast<uint32_t>(),
-         counter[3].cast<uint32_t>()},
-        key0, key1);
-    return py::make_tuple(c.c0, c.c1, c.c2, c.c3);
-}
 
 // Tensors come as addresses; the caller checks dtypes, shapes and contiguity.
 void paged_attention(uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_t out,
@@ -119,6 +97,15 @@ void policy_loss(const fastrl::Logits& rows, uintptr_t advantages, uintptr_t old
                         pointer<float>(entropy), pointer<void>(out), out_stride, threads);
 }
 
+void sample(const fastrl::Logits& rows, uintptr_t top_k, uintptr_t top_p, uintptr_t min_p,
+            uintptr_t counters, uint32_t key0, uint32_t key1, uintptr_t tokens, uintptr_t logprobs,
+            uintptr_t log_kept_mass, int threads) {
+    fastrl::sample(
+        rows, {pointer<const int32_t>(top_k), pointer<const float>(top_p), pointer<const float>(min_p)},
+        {pointer<const int64_t>(counters), key0, key1}, pointer<int64_t>(tokens),
+        pointer<float>(logprobs), pointer<float>(log_kept_mass), threads);
+}
+
 std::vector<std::string_view> views(const std::vector<py::bytes>& texts) {
     std::vector<std::string_view> found(texts.size());
     for (size_t i = 0; i < texts.size(); ++i) found[i] = texts[i];
@@ -148,16 +135,15 @@ py::array_t<int64_t> grade(const std::vector<py::bytes>& completions,
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "fastrl's C++: grading, random numbers, attention over the paged cache, losses";
+    m.doc() = "fastrl's C++: grading, attention over the paged cache, losses, sampling";
     m.def("grade", &grade);
-    m.def("uniforms", &uniforms);
-    m.def("philox", &philox);
     using released = py::call_guard<py::gil_scoped_release>;
     m.def("paged_attention", &paged_attention, released());
     py::class_<fastrl::Logits>(m, "Logits").def(py::init(&logits));
     m.def("row_statistics", &row_statistics, released());
     m.def("row_gradient", &row_gradient, released());
     m.def("policy_loss", &policy_loss, released());
+    m.def("sample", &sample, released());
     m.def("advise_large_pages", [](uintptr_t memory, int64_t bytes) {
         fastrl::advise_large_pages(pointer<void>(memory), bytes);
     });

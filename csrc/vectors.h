@@ -1,15 +1,13 @@
 // WIDTH floats at a time in the compiler's vector types, for the file's instruction set: loads and
-// stores of three dtypes, 2^t and tanh. The including file defines FASTRL_ISA and FASTRL_WIDTH.
+// stores of three dtypes, 2^t and tanh. The including file defines FASTRL_ISA, FASTRL_WIDTH and,
+// where it has them, FASTRL_AVX2 or FASTRL_AVX512: `#pragma GCC target` sets gcc's own macros only from
+// version 13 on.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 namespace fastrl::FASTRL_ISA {
 
@@ -42,14 +40,22 @@ FASTRL_INLINE Ints as_ints(Floats floats) {
 }
 
 FASTRL_INLINE Ints widen(const void* source) {
+#if defined(FASTRL_AVX512)  // gcc makes three instructions of the conversion
+    return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(source)));
+#else
     Halves halves;
     std::memcpy(&halves, source, sizeof halves);
     return __builtin_convertvector(halves, Ints);
+#endif
 }
 
 FASTRL_INLINE void narrow(Ints values, void* target) {
+#if defined(FASTRL_AVX512)
+    _mm256_storeu_si256(static_cast<__m256i*>(target), _mm512_cvtepi32_epi16((__m512i)values));
+#else
     const Halves halves = __builtin_convertvector(values, Halves);
     std::memcpy(target, &halves, sizeof halves);
+#endif
 }
 
 FASTRL_INLINE Floats load(const float* source) {
@@ -61,9 +67,9 @@ FASTRL_INLINE Floats load(const float* source) {
 FASTRL_INLINE Floats load(const BFloat16* source) { return as_floats(widen(source) << 16); }
 
 FASTRL_INLINE Floats load(const Float16* source) {
-#if FASTRL_WIDTH == 16 && defined(__AVX512F__)
+#if defined(FASTRL_AVX512)
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
-#elif FASTRL_WIDTH == 8 && defined(__F16C__)
+#elif defined(FASTRL_AVX2)
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
 #else
     const Ints bits = widen(source), magnitude = (bits & 0x7fff) << 13;
@@ -88,9 +94,9 @@ FASTRL_INLINE void store(BFloat16* target, Floats values) {
 }
 
 FASTRL_INLINE void store(Float16* target, Floats values) {
-#if FASTRL_WIDTH == 16 && defined(__AVX512F__)
+#if defined(FASTRL_AVX512)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtps_ph(values, 0));
-#elif FASTRL_WIDTH == 8 && defined(__F16C__)
+#elif defined(FASTRL_AVX2)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm256_cvtps_ph(values, 0));
 #else
     const Ints bits = as_ints(values), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;

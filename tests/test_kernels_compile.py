@@ -20,14 +20,17 @@ from fastrl.kernels import (  # noqa: E402
     row_extras,
     row_gradient,
     row_statistics,
+    sample,
     scale,
 )
 
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 LOGITS = {"x", "out"}
-LONGS = {"targets", "argmaxes"}
+LONGS = {"targets", "argmaxes", "counters", "tokens"}
+INTS = {"top_ks"}
 COUNTS = {"stride", "out_stride", "valid", "vocab", "count"}
+WORDS = {"key0", "key1"}
 NUMBERS = {
     "temperature", "logit_scale", "softcap", "low", "high", "dual", "cap", "entropy_coef",
 }  # fmt: skip
@@ -44,6 +47,12 @@ KERNELS = {
     "policy_loss, cispo, capped": (
         policy_loss._kernel,
         {"LOSS": 2, "CORRECTION": 2, "CAPPED": True},
+    ),
+    "sample": (sample._kernel, {"FILTERED": False, "temperatures": "*fp32"}),
+    "sample, filtered": (sample._kernel, {"FILTERED": True, "temperatures": "*fp32"}),
+    "sample, filtered, capped": (
+        sample._kernel,
+        {"FILTERED": True, "CAPPED": True, "temperatures": "*fp32"},
     ),
     "scale": (scale._kernel, {"BLOCK": scale.BLOCK}),
 }
@@ -63,10 +72,13 @@ def compile_ahead(kernel, chosen, arch, dtype, vocab):
             signature[name] = f"*{dtype}"
         elif name in COUNTS:
             signature[name] = "i64" if name == "count" else "i32"
+        elif name in WORDS:
+            signature[name] = "i32"
         elif name in NUMBERS:
             signature[name] = "fp32"
         else:
-            signature[name] = chosen.get(name) or ("*i64" if name in LONGS else "*fp32")
+            pointer = "*i64" if name in LONGS else "*i32" if name in INTS else "*fp32"
+            signature[name] = chosen.get(name) or pointer
         aligned = signature[name].startswith("*") or (name in COUNTS and vocab % 16 == 0)
         if aligned:
             attributes[i,] = [["tt.divisibility", 16]]

@@ -1,4 +1,4 @@
-"""Philox4x32-10 against published vectors, and the layout of its counters against its docstring."""
+"""The layout of the random counters; `test_rows_sample.py` has the generator and its words."""
 
 from __future__ import annotations
 
@@ -6,52 +6,24 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 
-from fastrl import _C
 from fastrl.errors import UsageError
-from fastrl.sampler.philox import LIMITS, check_range, make_key, philox, uniforms
-
-ONES = 0xFFFFFFFF
-# Random123, examples/kat_vectors: counter, key, words
-KNOWN_ANSWERS = [
-    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((ONES,) * 4, (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
-words32 = st.integers(0, ONES)
-bounded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+from fastrl.ops.choice import philox, uniforms
+from fastrl.ops.rows import Noise
+from fastrl.sampler.philox import check_range, counters, make_key
 
 
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_known_answers(counter, key, expected):
-    assert tuple(philox(np.array(counter, np.uint32), *key).tolist()) == expected
-    assert _C.philox(counter, *key) == expected
-
-
-@bounded
-@given(st.tuples(words32, words32, words32, words32), words32, words32)
-def test_the_extension_equals_the_definition(counter, key0, key1):
-    defined = philox(np.array([[counter]], np.uint32), key0, key1)
-    assert defined.shape == (1, 1, 4)
-    assert tuple(defined[0, 0].tolist()) == _C.philox(counter, key0, key1)
-
-
-def row(position=0, response=0, draw=0, id=0, step=0, key=(0, 0), vocab=1, **how):
+def row(position=0, response=0, draw=0, id=0, step=0, key=(0, 0), vocab=1):
     columns = [np.array([value]) for value in (position, response, draw, id)]
-    return uniforms(*columns, step, key, vocab, **how)[0]
+    return uniforms(Noise(torch.from_numpy(counters(*columns, step)), key), vocab)[0].numpy()
 
 
 def by_hand(v, position, response, draw, id, step, seed, stream):
     """One uniform, from a counter and a key that are put together here."""
     key = seed & 0xFFFFFFFF, (seed >> 32) + stream * 2**24
     counter = position * 2**12 + response, (v // 4) * 2**14 + draw, id, step
-    word = _C.philox(counter, *key)[v % 4]
+    word = int(philox(torch.tensor(counter), key)[v % 4])
     return (word // 2**9 + 0.5) / 2**23
 
 
@@ -64,57 +36,27 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["extension", "definition"])
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(fields) or "zero")
-def test_each_field_stands_where_the_layout_says(fields, native):
+def test_each_field_stands_where_the_layout_says(fields):
     all_fields = dict.fromkeys(GREATEST, 0) | fields
     seed = 0xAB_CDEF_0123_4567
     for number, stream in ((0, "train"), (1, "eval"), (2, "baseline"), (10, "attempt-7")):
-        actual = row(**fields, key=make_key(seed, stream), vocab=11, native=native)
+        actual = row(**fields, key=make_key(seed, stream), vocab=11)
         expected = [by_hand(v, **all_fields, seed=seed, stream=number) for v in range(11)]
         assert actual.dtype == np.float32
         assert actual.tolist() == expected
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["extension", "definition"])
-def test_the_last_entries_of_the_largest_vocabulary(native):
+def test_the_last_entries_of_the_largest_vocabulary():
     vocab = 2**20
-    actual = row(7, 1, 16383, 3, 4, make_key(5, "eval"), vocab, native=native)
+    actual = row(7, 1, 16383, 3, 4, make_key(5, "eval"), vocab)
     for v in (0, 4, 2**16, vocab - 2, vocab - 1):
         assert actual[v] == by_hand(v, 7, 1, 16383, 3, 4, 5, 1)
 
 
-@bounded
-@given(
-    st.lists(
-        st.tuples(*(st.integers(0, LIMITS[f] - 1) for f in ("position", "response", "draw", "id"))),
-        max_size=6,
-    ),
-    words32,
-    st.tuples(words32, words32),
-    st.integers(1, 40),
-)
-def test_rows_are_filled_alike_by_extension_and_definition(rows, step, key, vocab):
-    columns = np.array(rows, np.int64).reshape(-1, 4).T
-    native = uniforms(*columns, step, key, vocab)
-    defined = uniforms(*columns, step, key, vocab, native=False)
-    assert native.shape == defined.shape == (len(rows), vocab)
-    assert np.array_equal(native, defined)
-    # a row, and an entry, do not depend on what else is drawn
-    assert all(
-        np.array_equal(native[i, :1], row(*fields, step, key)) for i, fields in enumerate(rows)
-    )
-
-
-def test_threads_change_no_bit():
-    rows = np.arange(37)
-    alone = uniforms(rows, rows, rows, rows, 1, (2, 3), 4099, threads=1)
-    assert np.array_equal(alone, uniforms(rows, rows, rows, rows, 1, (2, 3), 4099, threads=5))
-    assert np.array_equal(alone, uniforms(rows, rows, rows, rows, 1, (2, 3), 4099, native=False))
-
-
 def test_uniforms_are_inside_zero_and_one_and_uniform():
-    drawn = uniforms(*(np.arange(64),) * 4, 0, make_key(1, "train"), 4096).astype(float).ravel()
+    where = torch.from_numpy(counters(*(np.arange(64),) * 4, 0))
+    drawn = uniforms(Noise(where, make_key(1, "train")), 4096).double().numpy().ravel()
     assert 0 < drawn.min() < 1e-4 and 1 - 1e-4 < drawn.max() < 1
     counts = np.histogram(drawn, bins=64, range=(0, 1))[0]
     expected = len(drawn) / 64

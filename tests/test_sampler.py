@@ -18,8 +18,10 @@ from audited_sampler import (
 from tiny_models import VOCAB_SIZE, tiny_tokenizer
 
 from fastrl.ops import linear_logprobs_and_entropy
+from fastrl.ops.choice import uniforms
+from fastrl.ops.rows import Noise
 from fastrl.sampler import PromptKey, SamplingParams, runner
-from fastrl.sampler.philox import make_key, uniforms
+from fastrl.sampler.philox import counters, make_key
 from fastrl.tokenizer import Tokenizer
 
 BLOCK = 4
@@ -92,15 +94,16 @@ def test_a_token_is_the_gumbel_maximum_under_its_own_random_numbers():
     for prompt, key, group in zip(PROMPTS[2:4], keys, results, strict=True):
         for response, completion in enumerate(group):
             length = len(completion.token_ids)
-            noise = uniforms(
+            where = counters(
                 np.arange(length),
                 np.full(length, response),
                 np.full(length, key.draw),
                 np.full(length, key.id),
                 9,
-                make_key(2**40 + 5, "attempt-4"),
-                VOCAB_SIZE,
             )
+            noise = uniforms(
+                Noise(torch.from_numpy(where), make_key(2**40 + 5, "attempt-4")), VOCAB_SIZE
+            ).numpy()
             logits = model.logits(packed_hidden(model, prompt, completion.token_ids)).detach()
             gumbel = -np.log(-np.log(noise.astype(float)))
             scores = logits.double().numpy() / 0.8 + gumbel
@@ -327,3 +330,15 @@ def test_without_a_seed_every_call_is_another():
     params = SamplingParams(n=2, max_tokens=12)
     first, second = (token_ids(sampler.generate(PROMPTS, params)) for _ in range(2))
     assert first != second
+
+
+def test_logits_without_a_distribution_end_a_response_as_an_error():
+    model = copy.deepcopy(tiny_decoder("qwen3"))
+    with torch.no_grad():
+        model.head_weight[3, 0] = torch.nan
+    params = [SamplingParams(n=2, max_tokens=5, seed=1), SamplingParams(n=1, max_tokens=1, seed=1)]
+    sampler = AuditedSampler(model, block_size=BLOCK)
+    for group in sampler.generate(PROMPTS[:2], params):
+        for completion in group:
+            assert completion.finish_reason == "error"
+            assert completion.token_ids == completion.logprobs == completion.log_kept_mass == ()

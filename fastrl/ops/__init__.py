@@ -11,6 +11,7 @@ from fastrl.ops.public import (
     policy_loss,
     row_statistics,
 )
+from fastrl.ops.sampling import Sample, sample
 
 __all__ = [
     "Head",
@@ -18,9 +19,11 @@ __all__ = [
     "PolicyLossOutput",
     "RowStatistics",
     "Rows",
+    "Sample",
     "linear_logprobs_and_entropy",
     "linear_policy_loss",
     "logprobs_and_entropy",
     "policy_loss",
     "row_statistics",
+    "sample",
 ]

@@ -12,12 +12,14 @@ Legend: N: rows (tokens), C: those of a chunk, V: vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fastrl.losses import LossSpec, Rows, coefficients
-from fastrl.ops.rows import LogitRows, wide_dtype
+from fastrl.ops import choice
+from fastrl.ops.rows import Filters, LogitRows, Noise, wide_dtype
 
 CHUNK_BYTES = 1 << 25  # of logits in fp32: 32 MiB stay near the last-level cache
 
@@ -32,13 +34,24 @@ def _by_row(reduction: Callable[..., Tensor], *x_CV: Tensor) -> Tensor:
     return reduction(*(torch.cat([x, x]) for x in x_CV))[:1]
 
 
+def capped(x: LogitRows) -> tuple[Tensor, Tensor | None]:
+    """softcap(logit_scale x) in fresh memory, [N, V]; and the cap's hyperbolic tangent."""
+    x_NV = x.logits_NV[:, : x.valid]
+    z_NV = x_NV.to(wide_dtype(x_NV.dtype), copy=True)
+    if x.logit_scale != 1.0:
+        z_NV *= x.logit_scale
+    if x.softcap is None:
+        return z_NV, None
+    tanh_NV = torch.tanh(z_NV / x.softcap)
+    return x.softcap * tanh_NV, tanh_NV
+
+
 class _Softmax:
     """The statistics of a chunk of rows, and the gradient from them."""
 
     def __init__(self, x: LogitRows) -> None:
         self.x, self.targets_C1 = x, x.targets_N[:, None]
-        self.tanh: Tensor | None = None
-        z_CV = self.capped_CV()
+        z_CV, self.tanh = capped(x)
         self.inverse_temperature = self._inverse_temperature(z_CV.dtype)
         z_CV *= self.inverse_temperature
         peak_C1 = z_CV.amax(1, keepdim=True)
@@ -53,18 +66,6 @@ class _Softmax:
         self.logprobs_C1 = target_C1 - self.log_sum_C1
         weighted_C1 = _by_row(torch.linalg.vecdot, self.e_CV, self.shifted_CV)[:, None]
         self.entropy_C1 = self.log_sum_C1 - weighted_C1 / self.sum_C1
-
-    def capped_CV(self) -> Tensor:
-        """softcap(logit_scale x), [C, V]; keeps the hyperbolic tangent for the gradient."""
-        x = self.x
-        x_CV = x.logits_NV[:, : x.valid]
-        z_CV = x_CV.to(wide_dtype(x_CV.dtype), copy=True)
-        if x.logit_scale != 1.0:
-            z_CV *= x.logit_scale
-        if x.softcap is not None:
-            self.tanh = torch.tanh(z_CV / x.softcap)
-            z_CV = x.softcap * self.tanh
-        return z_CV
 
     def _inverse_temperature(self, dtype: torch.dtype) -> Tensor | float:
         t = self.x.temperature
@@ -122,7 +123,7 @@ def extras(x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
         max_N[index_C], first_C = p_CV.max(1)
         argmax_N[index_C] = torch.where(softmax.sum_C1.squeeze(1).isnan(), -1, first_C)
         if thresholds_N is not None:
-            z_CV = softmax.capped_CV()
+            z_CV, _ = capped(x.select(index_C))
             keep_CV = z_CV >= thresholds_N[index_C].to(z_CV.dtype)[:, None]
             kept_N[index_C] = torch.where(keep_CV, p_CV, 0.0).sum(1).log()
     return logprobs_N, entropy_N, squares_N, max_N, argmax_N, kept_N
@@ -160,3 +161,17 @@ def policy_loss(
         out_NV[~written_N] = 0
         out_NV[:, x.valid :] = 0
     return losses_N, logprobs_N, entropy_N
+
+
+def sample(x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, their log-probs under the full distribution, the log of the kept mass; [N] each."""
+    tokens_N, log_kept_N, t = torch.empty_like(x.targets_N), _zeros(x), x.temperature
+    rows = max(1, CHUNK_BYTES // (4 * x.valid))
+    for index_C in torch.arange(len(tokens_N), device=tokens_N.device).split(rows):
+        z_CV, _ = capped(x.select(index_C))
+        z_CV /= t[index_C, None].to(z_CV.dtype) if isinstance(t, Tensor) else t
+        tokens_N[index_C], log_kept_N[index_C] = choice.choose(
+            z_CV, filters.select(index_C), noise.select(index_C)
+        )
+    logprobs_N, _ = statistics(replace(x, targets_N=tokens_N.clamp(min=0)))
+    return tokens_N, torch.where(tokens_N < 0, torch.nan, logprobs_N), log_kept_N

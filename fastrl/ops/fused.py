@@ -6,9 +6,10 @@ from torch import Tensor
 
 from fastrl.kernels import policy_loss as _policy_loss
 from fastrl.kernels import row_extras, row_gradient, row_statistics
+from fastrl.kernels import sample as _sample
 from fastrl.kernels import scale as _scale
 from fastrl.losses import KERNEL_CORRECTIONS, KERNEL_LOSSES, LossSpec, Rows, log_bounds
-from fastrl.ops.rows import LogitRows
+from fastrl.ops.rows import Filters, LogitRows, Noise
 
 
 def _rows(x: LogitRows) -> tuple:
@@ -47,6 +48,15 @@ def policy_loss(
         *_rows(x), *(None if v is None else v.contiguous() for v in vectors), scale,
         KERNEL_LOSSES[spec.loss], KERNEL_CORRECTIONS[spec.sampler_correction], log_bounds(spec),
         spec.sampler_correction_cap, spec.entropy_coef, out_NV,
+    )  # fmt: skip
+
+
+def sample(x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, their log-probs under the full distribution, the log of the kept mass; [N] each."""
+    logits, _, _, temperatures, valid, softcap, logit_scale = _rows(x)
+    return _sample.sample(
+        logits, temperatures, valid, softcap, logit_scale, filters.top_k_N, filters.top_p_N,
+        filters.min_p_N, noise.counters_N4, noise.key, not filters.none,
     )  # fmt: skip
 
 

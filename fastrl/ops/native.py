@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastrl import _C
 from fastrl.losses import KERNEL_CORRECTIONS, KERNEL_LOSSES, LossSpec, Rows, log_bounds
-from fastrl.ops.rows import LogitRows
+from fastrl.ops.rows import Filters, LogitRows, Noise
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGE_BYTES = 1 << 23
@@ -103,3 +103,18 @@ def policy_loss(
         0 if out_NV is None else out_NV.stride(0), torch.get_num_threads(),
     )  # fmt: skip
     return losses_N, logprobs_N, entropy_N
+
+
+def sample(x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, their log-probs under the full distribution, the log of the kept mass; [N] each."""
+    rows, tokens_N = _Rows(x), torch.empty_like(x.targets_N)
+    logprobs_N, kept_N = _empty(x), _empty(x)
+    top_k, top_p, min_p = filters.top_k_N, filters.top_p_N, filters.min_p_N
+    assert top_k.dtype == torch.int32 and top_p.dtype == min_p.dtype == torch.float32
+    assert noise.counters_N4.dtype == torch.int64 and noise.counters_N4.is_contiguous()
+    _C.sample(
+        rows.logits, _address(top_k), _address(top_p), _address(min_p),
+        _address(noise.counters_N4), *noise.key, _address(tokens_N), _address(logprobs_N),
+        _address(kept_N), torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens_N, logprobs_N, kept_N

@@ -44,6 +44,32 @@ class LogitRows:
         return self.mask_N.nonzero().squeeze(1)
 
 
+@dataclass(frozen=True)
+class Filters:
+    """Which columns may be chosen, a number a row each."""
+
+    top_k_N: Tensor  # int32; 0: no limit
+    top_p_N: Tensor  # fp32 (fp64 for fp64 logits); 1: no limit
+    min_p_N: Tensor  # the same; 0: no limit
+    none: bool  # known on the host: no row has a limit
+
+    def select(self, index: Tensor) -> Filters:
+        """Those of some of the rows."""
+        return Filters(self.top_k_N[index], self.top_p_N[index], self.min_p_N[index], self.none)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where the random numbers of rows come from."""
+
+    counters_N4: Tensor  # int64, 32 bits each
+    key: tuple[int, int]  # 32 bits each
+
+    def select(self, index: Tensor) -> Noise:
+        """That of some of the rows."""
+        return Noise(self.counters_N4[index], self.key)
+
+
 class Kernels(Protocol):
     """What a backend offers; results are fp32 (fp64 for fp64 logits), 0 in masked rows."""
 
@@ -64,6 +90,12 @@ class Kernels(Protocol):
         self, x: LogitRows, rows: Rows, spec: LossSpec, scale: Tensor, out_NV: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses before `scale`, log-probs, entropies [N]; the scaled gradient in `out_NV`."""
+
+    def sample(self, x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their log-probs, logs of the kept mass [N]; targets take no part, nor a mask.
+
+        A token is -1, and its numbers are NaN, where a row holds a NaN, +inf or nothing finite.
+        """
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

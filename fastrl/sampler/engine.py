@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
+from fastrl import ops
 from fastrl.errors import UsageError
 from fastrl.model import Decoder
 from fastrl.sampler.blocks import BlockPool
-from fastrl.sampler.choice import choose
-from fastrl.sampler.philox import PromptKey, check_range, make_key, uniforms
+from fastrl.sampler.philox import PromptKey, check_range, counters, make_key
 from fastrl.sampler.runner import PagedCache, Runner
 from fastrl.sampler.scheduler import Chunk, Scheduler
 from fastrl.sampler.sequence import Group, SamplingParams, Sequence
@@ -253,26 +254,29 @@ class Sampler:
         """Append a token to every sequence; the reasons of those that it finishes, by id()."""
         groups = [s.group for s in sequences]
         params = [g.params for g in groups]
-        noise = uniforms(
+        where = counters(
             np.array([len(s.token_ids) for s in sequences]),
             np.array([s.response for s in sequences]),
             np.array([g.key.draw for g in groups]),
             np.array([g.key.id for g in groups]),
             call.step,
-            call.key,
-            logits_RV.shape[1],
-            threads=torch.get_num_threads(),
         )
-        choice = choose(logits_RV, torch.from_numpy(noise).to(logits_RV.device), params)
-        call.stats.generated_tokens += len(sequences)
+        found = ops.sample(
+            logits_RV, torch.from_numpy(where).to(logits_RV.device), call.key,
+            **_settings(params, logits_RV.device),
+        )  # fmt: skip
         finished: dict[int, tuple[str, str | None]] = {}
         for sequence, token, logprob, kept_mass in zip(
             sequences,
-            choice.tokens.tolist(),
-            choice.logprobs.tolist(),
-            choice.log_kept_mass.tolist(),
+            found.tokens.tolist(),
+            found.logprobs.tolist(),
+            found.log_kept_mass.tolist(),
             strict=True,
         ):
+            if token < 0:  # the model gave a NaN, or nothing finite
+                finished[id(sequence)] = ("error", None)
+                continue
+            call.stats.generated_tokens += 1
             sequence.token_ids.append(token)
             sequence.logprobs.append(logprob)
             sequence.log_kept_mass.append(kept_mass)
@@ -337,3 +341,11 @@ class Sampler:
         for group in groups:
             results = call.results[group.index]
             results[:] = [empty if c is None else c for c in results]
+
+
+def _settings(params: Seq[SamplingParams], device: torch.device) -> dict[str, Any]:
+    """What `ops.sample` takes of the params of rows: a number, or one a row."""
+    names = ("temperature", "top_k", "top_p", "min_p")
+    if all(p is params[0] for p in params):
+        return {name: getattr(params[0], name) for name in names}
+    return {name: torch.tensor([getattr(p, name) for p in params], device=device) for name in names}

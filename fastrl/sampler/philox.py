@@ -10,7 +10,8 @@ The layout, here and nowhere else:
     c2   = prompt id                    32 bits
     c3   = step                         32 bits
 
-Entry v takes output word v & 3. The uniform of a word is ((word >> 9) + 0.5) / 2^23, exact in fp32.
+The part of c1 that counts the vocabulary, the generator and what a word is turned into are
+`ops.sample`'s (`fastrl.ops.choice`): entry v takes output word v & 3.
 """
 
 from __future__ import annotations
@@ -21,14 +22,7 @@ import numpy as np
 
 from fastrl.errors import UsageError
 
-try:
-    from fastrl import _C
-except ImportError:  # the definition below runs; `fastrl doctor` says so
-    _C = None  # type: ignore[assignment]
-
 STREAMS = {"train": 0, "eval": 1, "baseline": 2}
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-WEYL = (0x9E3779B9, 0xBB67AE85)
 LIMITS = {
     "position": 1 << 20,
     "response": 1 << 12,
@@ -71,45 +65,11 @@ def check_range(name: str, value: int) -> None:
         raise UsageError(f"{name} {value} does not fit the random counter's 0..{LIMITS[name] - 1}")
 
 
-def philox(counter: np.ndarray, key0: int, key1: int) -> np.ndarray:
-    """The definition: uint32 counters [..., 4] to uint32 words of the same shape."""
-    c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    low = np.uint64(0xFFFFFFFF)
-    for _ in range(10):
-        product0, product1 = np.uint64(MULTIPLIERS[0]) * c0, np.uint64(MULTIPLIERS[1]) * c2
-        c0, c1, c2, c3 = (
-            (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(key0),
-            product1 & low,
-            (product0 >> np.uint64(32)) ^ c3 ^ np.uint64(key1),
-            product0 & low,
-        )
-        key0, key1 = (key0 + WEYL[0]) & 0xFFFFFFFF, (key1 + WEYL[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], -1).astype(np.uint32)
-
-
-def uniforms(
-    positions: np.ndarray,
-    responses: np.ndarray,
-    draws: np.ndarray,
-    ids: np.ndarray,
-    step: int,
-    key: tuple[int, int],
-    vocab: int,
-    *,
-    threads: int = 1,
-    native: bool = True,
+def counters(
+    positions: np.ndarray, responses: np.ndarray, draws: np.ndarray, ids: np.ndarray, step: int
 ) -> np.ndarray:
-    """fp32 uniforms in (0, 1), [rows, vocab]; the arguments are one entry a row.
-
-    C++ where the extension is built, else the definition: the same bits.
-    """
-    c0 = (positions.astype(np.uint32) << np.uint32(12)) | responses.astype(np.uint32)
-    draws, ids = draws.astype(np.uint32), ids.astype(np.uint32)
-    if native and _C is not None:
-        return _C.uniforms(c0, draws, ids, step, *key, vocab, threads)
-    blocks = np.arange((vocab + 3) // 4, dtype=np.uint32) << np.uint32(14)
-    counter = np.empty((len(c0), len(blocks), 4), np.uint32)
-    counter[..., 0], counter[..., 1] = c0[:, None], blocks | draws[:, None]
-    counter[..., 2], counter[..., 3] = ids[:, None], step
-    words = philox(counter, *key).reshape(len(c0), 4 * len(blocks))[:, :vocab]
-    return ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
+    """The counters of rows as `ops.sample` takes them, int64 [rows, 4], from one number a row."""
+    found = np.empty((len(positions), 4), np.int64)
+    found[:, 0] = positions.astype(np.int64) << 12 | responses
+    found[:, 1], found[:, 2], found[:, 3] = draws, ids, step
+    return found

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from fastrl.model import Decoder
-from fastrl.sampler.philox import _C
 from fastrl.sampler.scheduler import Chunk
 from fastrl.sampler.sequence import Sequence
+
+try:
+    from fastrl import _C
+except ImportError:  # the definition below runs; `fastrl doctor` says so
+    _C = None  # type: ignore[assignment]
 
 
 class PagedCache:

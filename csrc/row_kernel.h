@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "loss.h"
+#include "rows.h"
 #include "vectors.h"
 
 namespace fastrl::FASTRL_ISA {
@@ -15,6 +15,10 @@ constexpr int64_t CHUNK = 1024;  // floats: a chunk's second read comes from the
 constexpr int UNROLL = 4;
 constexpr double LN2 = 0.6931471805599453;
 constexpr float LOWEST = -127.0f;  // 2^t is 0 there
+
+// A type as an argument.
+template <typename T>
+struct Type {};
 
 // z before the temperature as a function of x, and the factor of base 2.
 struct Transform {
@@ -69,6 +73,21 @@ int64_t gather(const T* x, int64_t count, const Transform& transform, float* z) 
     return i;
 }
 
+// body(z, begin, count) over every chunk: the logits themselves where they are z, else a copy, whose
+// count is padded as `gather` does.
+template <typename T, typename Body>
+FASTRL_INLINE void for_chunks(const T* x, int64_t valid, const Transform& transform,
+                              const Body& body) {
+    alignas(64) float z[CHUNK];
+    for (int64_t begin = 0; begin < valid; begin += CHUNK) {
+        const int64_t left = valid - begin;
+        if (left >= CHUNK && !transform.elementwise)
+            body(x + begin, begin, CHUNK);
+        else
+            body(z, begin, gather(x + begin, left < CHUNK ? left : CHUNK, transform, z));
+    }
+}
+
 struct Running {
     float peak = -std::numeric_limits<float>::infinity();
     double sum = 0, weighted = 0, squares = 0, kept = 0;
@@ -94,30 +113,40 @@ FASTRL_INLINE Floats exponent(Floats z, float peak, float factor) {
     return t < LOWEST ? splat(LOWEST) : t;
 }
 
+// UNROLL vectors before any is used: gcc then keeps a loop's sums in registers (bf16: 2.5 ms, not 3.9,
+// for 512 rows of 49,152).
+template <typename T>
+FASTRL_INLINE void load_several(const T* source, Floats* values) {
+    for (int u = 0; u < UNROLL; ++u) values[u] = load(source + u * WIDTH);
+}
+
 template <bool WITH_EXTRAS, typename T>
 FASTRL_INLINE void accumulate(const T* z, int64_t count, float factor, float threshold,
                               Running& running) {
-    Floats peaks[UNROLL];
-    for (int u = 0; u < UNROLL; ++u) peaks[u] = load(z + u * WIDTH);
-    for (int64_t i = UNROLL * WIDTH; i < count; i += UNROLL * WIDTH)
-        for (int u = 0; u < UNROLL; ++u) peaks[u] = larger(load(z + i + u * WIDTH), peaks[u]);
+    Floats peaks[UNROLL], values[UNROLL];
+    load_several(z, peaks);
+    for (int64_t i = UNROLL * WIDTH; i < count; i += UNROLL * WIDTH) {
+        load_several(z + i, values);
+        for (int u = 0; u < UNROLL; ++u) peaks[u] = larger(values[u], peaks[u]);
+    }
     const float peak =
         largest(larger(larger(peaks[0], peaks[1]), larger(peaks[2], peaks[3])));
     if (peak > running.peak) running.move_to(peak, factor);
     // a row that begins with -inf alone: e is 0 whatever finite number stands in for the peak
     const float base = std::isinf(running.peak) ? 0.0f : running.peak;
     Floats sums[UNROLL] = {}, weighted[UNROLL] = {}, squares[UNROLL] = {}, kept[UNROLL] = {};
-    for (int64_t i = 0; i < count; i += UNROLL * WIDTH)
+    for (int64_t i = 0; i < count; i += UNROLL * WIDTH) {
+        load_several(z + i, values);
         for (int u = 0; u < UNROLL; ++u) {
-            const Floats values = load(z + i + u * WIDTH);
-            const Floats t = exponent(values, base, factor), e = exp2(t);
+            const Floats t = exponent(values[u], base, factor), e = exp2(t);
             sums[u] += e;
             weighted[u] += e * t;
             if constexpr (WITH_EXTRAS) {
                 squares[u] += e * e;
-                kept[u] += values >= threshold ? e : Floats{};
+                kept[u] += values[u] >= threshold ? e : Floats{};
             }
         }
+    }
     running.sum += total((sums[0] + sums[1]) + (sums[2] + sums[3]));
     running.weighted += total((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
     if constexpr (WITH_EXTRAS) {
@@ -126,28 +155,26 @@ FASTRL_INLINE void accumulate(const T* z, int64_t count, float factor, float thr
     }
 }
 
+// The log-prob of a column with this z before the temperature.
+inline double logprob_of(const RowStatistics& found, float z) {
+    return (static_cast<double>(z) - found.peak) * (LN2 * found.factor) - found.log_sum;
+}
+
 template <bool WITH_EXTRAS, typename T>
-__attribute__((noinline)) RowStatistics statistics_of(const Logits& logits, int64_t row,
-                                                      const Extras& extras) {
+__attribute__((noinline)) RowStatistics statistics_of(Type<T>, const Logits& logits,
+                                                      int64_t row, const Extras& extras) {
     const T* x = static_cast<const T*>(logits.data) + row * logits.stride;
     const Transform transform(logits, row);
     float threshold = 0.0f;
     if (WITH_EXTRAS && extras.thresholds)
         threshold = extras.thresholds[row] / (transform.elementwise ? 1.0f : logits.logit_scale);
     Running running;
-    alignas(64) float z[CHUNK];
     int64_t peak_chunk = 0;
-    for (int64_t i = 0; i < logits.valid; i += CHUNK) {
+    for_chunks(x, logits.valid, transform, [&](const auto* z, int64_t begin, int64_t count) {
         const float before = running.peak;
-        const int64_t left = logits.valid - i;
-        if (left >= CHUNK && !transform.elementwise) {
-            accumulate<WITH_EXTRAS>(x + i, CHUNK, transform.factor, threshold, running);
-        } else {
-            const int64_t padded = gather(x + i, left < CHUNK ? left : CHUNK, transform, z);
-            accumulate<WITH_EXTRAS>(z, padded, transform.factor, threshold, running);
-        }
-        if (running.peak > before) peak_chunk = i;
-    }
+        accumulate<WITH_EXTRAS>(z, count, transform.factor, threshold, running);
+        if (running.peak > before) peak_chunk = begin;
+    });
     const bool broken = std::isnan(running.weighted) || std::isnan(running.sum);
     if (broken) running.sum = running.weighted = std::numeric_limits<double>::quiet_NaN();
     if constexpr (WITH_EXTRAS) {
@@ -163,13 +190,13 @@ __attribute__((noinline)) RowStatistics statistics_of(const Logits& logits, int6
             extras.argmax[row] = found;
         }
     }
-    RowStatistics result;
+    RowStatistics result{};
+    result.factor = transform.factor;
     result.peak = std::isinf(running.peak) ? 0.0f : running.peak;
     result.log_sum = std::log(running.sum);
     result.inverse_sum = 1.0 / running.sum;
-    const double factor = LN2 * transform.factor;
-    const float target = transform(load_one(x + logits.targets[row]));
-    result.logprob = (static_cast<double>(target) - result.peak) * factor - result.log_sum;
+    if (logits.targets)
+        result.logprob = logprob_of(result, transform(load_one(x + logits.targets[row])));
     result.entropy = result.log_sum - LN2 * running.weighted * result.inverse_sum;
     return result;
 }
@@ -190,8 +217,8 @@ FASTRL_INLINE void differentiate(const T* z, int64_t count, float peak, const Tr
 }
 
 template <typename T>
-void gradient_of(const Logits& logits, int64_t row, const RowStatistics& statistics, double a,
-                 double g, void* out_data) {
+void gradient_of(Type<T>, const Logits& logits, int64_t row, const RowStatistics& statistics,
+                 double a, double g, void* out_data) {
     const T* x = static_cast<const T*>(logits.data) + row * logits.stride;
     T* out = static_cast<T*>(out_data);
     const Transform transform(logits, row);
@@ -228,31 +255,6 @@ void gradient_of(const Logits& logits, int64_t row, const RowStatistics& statist
     }
     store_one(out + target, static_cast<float>(at_target));
     std::memset(static_cast<void*>(out + logits.valid), 0, sizeof(T) * (logits.vocab - logits.valid));
-}
-
-RowStatistics statistics(const Logits& logits, int64_t row, const Extras& extras) {
-    const bool more = extras.sum_squares || extras.max_prob || extras.argmax ||
-                      extras.log_kept_mass;
-    switch (logits.dtype) {
-        case DType::bf16:
-            return more ? statistics_of<true, BFloat16>(logits, row, extras)
-                        : statistics_of<false, BFloat16>(logits, row, extras);
-        case DType::f16:
-            return more ? statistics_of<true, Float16>(logits, row, extras)
-                        : statistics_of<false, Float16>(logits, row, extras);
-        default:
-            return more ? statistics_of<true, float>(logits, row, extras)
-                        : statistics_of<false, float>(logits, row, extras);
-    }
-}
-
-void gradient(const Logits& logits, int64_t row, const RowStatistics& found, double a, double g,
-              void* out) {
-    switch (logits.dtype) {
-        case DType::bf16: return gradient_of<BFloat16>(logits, row, found, a, g, out);
-        case DType::f16: return gradient_of<Float16>(logits, row, found, a, g, out);
-        default: return gradient_of<float>(logits, row, found, a, g, out);
-    }
 }
 
 }  // namespace fastrl::FASTRL_ISA

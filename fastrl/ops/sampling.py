@@ -1,0 +1,141 @@
+"""Sampling a token from each row of logits: the public operation, and its operator.
+
+`fastrl.ops.choice` says what is computed. Legend: N: rows, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrl.errors import UsageError
+from fastrl.ops import library
+from fastrl.ops.checks import check_logits, flatten, vector
+from fastrl.ops.rows import Filters, LogitRows, Noise, wide_dtype
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A token of each row; -1 with NaN where a row holds a NaN, +inf or nothing finite."""
+
+    tokens: Tensor  # int64
+    logprobs: Tensor  # nats, under the full distribution at the row's temperature (greedy: 1)
+    log_kept_mass: Tensor  # log of the mass that the filters kept; 0 without a filter, and greedy
+
+
+def sample(
+    logits: Tensor,
+    counters: Tensor,
+    key: tuple[int, int],
+    *,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    valid_vocab: int | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Sample:
+    """A token from each row of logits [..., V], with its log-prob, by the Gumbel maximum.
+
+    `counters` int64 [..., 4] and `key`, 32 bits each, are all the randomness: the same numbers give
+    the same token. Column v draws from Philox4x32-10 at {c0, v >> 2 << 14 | c1, c2, c3}, so that
+    rows must differ in c0, c2, c3 or the low 14 bits of c1. `temperature` 0 is greedy. Filters act
+    in the order temperature, top-k (0: no limit), top-p (1), min-p (0); each is a number or one per
+    row. A sampler's log-prob of the token is logprobs - log_kept_mass.
+    Raises UsageError for shapes, dtypes, devices and values that do not fit; values in tensors are
+    looked at on the CPU only. No gradient.
+    """
+    check_logits(logits)
+    rows_shape, vocab, device = logits.shape[:-1], logits.shape[-1], logits.device
+    wide = wide_dtype(logits.dtype)
+    nowhere = torch.zeros(rows_shape, dtype=torch.int64, device=device)
+    if counters.shape != (*rows_shape, 4) or counters.dtype != torch.int64:
+        raise UsageError(
+            f"counters are {counters.dtype} of shape {tuple(counters.shape)}; they must be int64 of"
+            f" shape {(*rows_shape, 4)}"
+        )
+    if counters.device != device:
+        raise UsageError(f"counters are on {counters.device}, logits on {device}; move one")
+    if not all(0 <= word < 1 << 32 for word in key):
+        raise UsageError(f"key is {tuple(key)}; it must be two numbers of 32 bits")
+    numbers = {
+        name: _per_row(name, value, dtype, nowhere)
+        for name, value, dtype in (
+            ("temperature", temperature, wide),
+            ("top_k", top_k, torch.int32),
+            ("top_p", top_p, wide),
+            ("min_p", min_p, wide),
+        )
+    }
+    flat = flatten(logits, vocab, nowhere, None, 1.0, valid_vocab, softcap, backend)
+    none = all(
+        not isinstance(value, Tensor) and value == limit
+        for value, limit in ((top_k, 0), (top_p, 1), (min_p, 0))
+    ) and not (isinstance(temperature, Tensor) or temperature == 0)
+    found = _sample(
+        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key,
+        *numbers.values(), none, flat.valid, flat.softcap, flat.backend,
+    )  # fmt: skip
+    return Sample(*(x.view(rows_shape) for x in found))
+
+
+ALLOWED = {
+    "temperature": ("0 (greedy) or positive", lambda x: (x >= 0) & (x < torch.inf)),
+    "top_k": ("0 (no limit) or positive", lambda x: x >= 0),
+    "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
+    "min_p": ("from 0 to 1", lambda x: (x >= 0) & (x <= 1)),
+}
+
+
+def _per_row(name: str, value: float | Tensor, dtype: torch.dtype, rows: Tensor) -> Tensor:
+    """`value` as a flat vector, one entry a row; raises UsageError for one out of range."""
+    words, fits = ALLOWED[name]
+    if isinstance(value, Tensor):
+        given = vector(name, value, rows)
+        assert given is not None
+        if rows.device.type == "cpu" and not bool(fits(given).all()):
+            row = int((~fits(given)).nonzero()[0])
+            raise UsageError(f"{name} is {given[row].item()} in row {row}; it must be {words}")
+        return given.to(dtype).contiguous()
+    if not fits(value):
+        raise UsageError(f"{name} is {value}; it must be {words}")
+    return torch.full((rows.numel(),), value, dtype=dtype, device=rows.device)
+
+
+@torch.library.custom_op("fastrl::sample", mutates_args=())
+@library.in_full_precision
+def _sample(
+    logits: Tensor,
+    counters: Tensor,
+    key0: int,
+    key1: int,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    none: bool,
+    valid: int,
+    softcap: float | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What Sample holds, [N] each."""
+    # greedy is the likeliest alone at temperature 1, with nothing said of what it left out
+    greedy = temperature == 0
+    x = LogitRows(
+        logits, torch.zeros_like(counters[:, 0]), None, torch.where(greedy, 1.0, temperature),
+        valid, softcap,
+    )  # fmt: skip
+    filters = Filters(torch.where(greedy, 1, top_k), top_p, min_p, none)
+    tokens, logprobs, log_kept_mass = library.kernels_of(backend).sample(
+        x, filters, Noise(counters, (key0, key1))
+    )
+    return tokens, logprobs, torch.where(greedy & (tokens >= 0), 0.0, log_kept_mass)
+
+
+@_sample.register_fake
+def _(logits: Tensor, counters: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return (counters.new_empty(counters.shape[0]), *library.vectors(logits, 2))
