@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from fastrl.bench import head, rows
+from fastrl.bench import head, rows, sample
 from fastrl.bench.timing import Bandwidth, bandwidth
 from fastrl.bench.timing import rows as results
 from fastrl.errors import UsageError
 
 NAMES = (
-    "logprobs_and_entropy", "logprobs_and_entropy, backward", "policy_loss", "linear_policy_loss",
-    "linear_logprobs_and_entropy",
+    "logprobs_and_entropy", "logprobs_and_entropy, backward", "policy_loss", *sample.SETTINGS,
+    "linear_policy_loss", "linear_logprobs_and_entropy",
 )  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,7 +56,8 @@ def run(
         raise UsageError(f"shape has {len(shape)} numbers; allowed: T,V or T,V,D")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = where(device)
-    for module, axes, default in ((rows, 2, ("float32", "bfloat16")), (head, 3, ("float32",))):
+    both = ("float32", "bfloat16")
+    for module, axes, default in ((rows, 2, both), (sample, 2, both), (head, 3, ("float32",))):
         shapes = module.GPU_SHAPES if device.type == "cuda" else module.SHAPES
         if shape is not None:
             shapes = (shape,) if len(shape) == axes else ()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastrl.bench import head, rows
+from fastrl.bench import head, rows, sample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROW_CASES = ("logprobs_and_entropy", "logprobs_and_entropy, backward", "policy_loss")
@@ -32,6 +32,13 @@ def test_from_logits(benchmark: Any, name: str, dtype: torch.dtype) -> None:
     case = contenders(rows, (512, 49152), dtype, name)
     benchmark.group = f"{name}, {dtype}"
     benchmark.extra_info["baselines"] = list(case.baselines)
+    benchmark.pedantic(case.run, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("name", sample.SETTINGS)
+def test_sampling(benchmark: Any, name: str) -> None:
+    case = contenders(sample, (128, 49152), torch.float32, name)
+    benchmark.group = name
     benchmark.pedantic(case.run, rounds=5, warmup_rounds=1)
 
 

@@ -19,7 +19,7 @@ from fastrl.errors import UsageError
 
 LOSSES = ("reinforce", "clip", "cispo", "gspo")
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-KL_ESTIMATORS = ("k1", "k2", "k3", "k3-corrected")
+KL_ESTIMATORS = ("k1", "k2", "k3", "k3-corrected", "k3-clamped")
 # the losses and corrections of rows by their numbers in csrc/loss.h and kernels/policy_loss.py
 KERNEL_LOSSES = {"reinforce": 0, "clip": 1, "cispo": 2}
 KERNEL_CORRECTIONS = {None: 0, "token_truncate": 1, "token_mask": 2}
@@ -106,8 +106,12 @@ class LossSpec:
         return self.loss != "reinforce" or self.kl_estimator == "k3-corrected"
 
 
-# REINFORCE, importance weights truncated at 20, one mean over the step's tokens (arXiv:2604.16259)
+_GSPO = LossSpec(  # the publication's bounds, arXiv:2507.18071
+    loss="gspo", clip_low=3e-4, clip_high=4e-4, loss_agg_mode="seq-mean-token-mean"
+)
+_VERL = LossSpec(loss="clip", dual_clip=3.0, loss_agg_mode="token-mean")
 PRESETS = {
+    # REINFORCE, importance weights truncated at 20, one mean over a step's tokens: arXiv:2604.16259
     "paper": LossSpec(
         loss="reinforce",
         loss_agg_mode="token-mean",
@@ -115,6 +119,20 @@ PRESETS = {
         sampler_correction_cap=20.0,
         on_policy=True,
     ),
+    # TRL 1.16's GRPOTrainer: its defaults, then its loss_type or importance_sampling_level
+    "trl": LossSpec(loss="clip", loss_agg_mode="token-mean"),
+    "trl-grpo": LossSpec(loss="clip", loss_agg_mode="seq-mean-token-mean"),
+    "trl-dr_grpo": LossSpec(loss="clip", loss_agg_mode="seq-mean-token-sum-norm"),
+    # its epsilon_high is the bound itself, 5, and there is none below
+    "trl-cispo": LossSpec(loss="cispo", clip_low=1.0, clip_high=4.0, loss_agg_mode="token-mean"),
+    "trl-gspo": _GSPO,
+    # verl 0.9's registered losses; where it takes e^-20 for a smaller ratio, this takes the ratio
+    "verl": _VERL,
+    "verl-grpo": replace(_VERL, kl_estimator="k3-clamped", kl_coef=0.001),
+    "verl-dapo": replace(_VERL, clip_high=0.28, dual_clip=10.0),
+    "verl-dr_grpo": replace(_VERL, loss_agg_mode="seq-mean-token-sum-norm"),
+    "verl-gspo": replace(_GSPO, dual_clip=math.exp(10.0)),
+    "verl-cispo": LossSpec(loss="cispo", clip_low=1.0, clip_high=0.2, loss_agg_mode="token-mean"),
 }
 
 
@@ -138,6 +156,15 @@ class Rows:
             if f.name != "cu_seqlens"
         }
         return replace(self, **vectors, cu_seqlens=None)
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        """The same with every vector of numbers in one dtype."""
+        numbers: dict[str, Any] = {
+            f.name: v.to(dtype)
+            for f in fields(self)
+            if (v := getattr(self, f.name)) is not None and v.is_floating_point()
+        }
+        return replace(self, **numbers)
 
 
 LossFn = Callable[[Tensor, Tensor, Rows], Tensor]
@@ -250,9 +277,13 @@ def clipped_rows(spec: LossSpec, logprobs: Tensor, rows: Rows) -> Tensor:
 def kl_rows(estimator: str, logprobs: Tensor, old: Tensor, ref: Tensor) -> Tensor:
     """KL(policy || reference) of each row by an estimator of Schulman's note "Approximating KL".
 
-    "k3-corrected" multiplies k3 by the ratio to the sampling policy, as TRL's option does.
+    "k3-corrected" multiplies k3 by the ratio to the sampling policy, as TRL's option does;
+    "k3-clamped" is at most 10, without a gradient there, as verl's.
     """
     gap = ref - logprobs
+    if estimator == "k3-clamped":
+        gap = gap.clamp(-20.0, 20.0)
+        return (gap.exp() - 1 - gap).clamp(max=10.0)
     if estimator == "k1":
         return -gap
     if estimator == "k2":

@@ -114,7 +114,8 @@ TORCH = [
      "log_ratio.clamp(low, dual), log_ratio.clamp(low, high)"),
 ]  # fmt: skip
 
-KERNEL, VECTORS, LOSS = "csrc/loss_kernel.h", "csrc/vectors.h", "csrc/loss.cpp"
+KERNEL, VECTORS, LOSS = "csrc/row_kernel.h", "csrc/vectors.h", "csrc/loss.cpp"
+DRAW, SAMPLE, ROWS = "csrc/draw_kernel.h", "csrc/sample.cpp", "csrc/rows.h"
 CPU = [
     (KERNEL, "ratio > 0 ? (weighted + moved * sum) * ratio : weighted - weighted",
      "weighted * ratio"),
@@ -161,6 +162,85 @@ CPU = [
     (LOSS, "std::memset(target, 0, logits.vocab * bytes)", "std::memset(target, 0, bytes)"),
     (LOSS, "return {loss * weight,", "return {loss,"),
 ]  # fmt: skip
+TRITON_SAMPLE, CHOICE = "kernels/sample.py", "fastrl/ops/choice.py"
+SAMPLING = ["tests/test_rows_sample.py"]
+TRITON += [
+    (TRITON_SAMPLE, "tl.where(z == 0, 0.0, z).to", "z.to"),
+    (TRITON_SAMPLE, "key_of(base) + 1", "key_of(base)"),
+    (TRITON_SAMPLE, "tl.interleave(w0, w2), tl.interleave(w1, w3)",
+     "tl.interleave(w0, w1), tl.interleave(w2, w3)"),
+    (TRITON_SAMPLE, "(blocks << 14) | c1", "(blocks << 13) | c1"),
+    (TRITON_SAMPLE, "(words >> 9)", "(words >> 8)"),
+    (TRITON_SAMPLE, "-log2(u))", "-tl.log2(u))"),
+    (TRITON_SAMPLE, "(keys > low) & (enough == 0)", "(enough == 0)"),
+    (TRITON_SAMPLE, "(above & (columns < valid)[None])", "above"),
+    (TRITON_SAMPLE, "tl.ceil(tl.minimum(lacking, equals))", "tl.minimum(lacking, equals)"),
+    (TRITON_SAMPLE, "mass_high + ties * one", "mass_high"),
+    (TRITON_SAMPLE, "ties = wanted - count_high", "ties = wanted"),
+    (TRITON_SAMPLE, "ties = tl.minimum(tl.maximum(ties, 1), equals)", "ties = equals"),
+    (TRITON_SAMPLE, "top_p * within, least", "top_p * total, least"),
+    (TRITON_SAMPLE, 'tl.where(within < total, -float("inf"), share)', "share"),
+    (TRITON_SAMPLE, "(likely > threshold) | ((likely == threshold) & (likely_ties < ties))",
+     "likely > threshold"),
+    (TRITON_SAMPLE, "ties = tl.where(likely > threshold, valid, ties)", "ties = ties"),
+    (TRITON_SAMPLE, "threshold = tl.maximum(threshold, likely)", "threshold = likely"),
+    (TRITON_SAMPLE, "seen + rank == ties), columns, 0)", "rank == ties), columns, 0)"),
+    (TRITON_SAMPLE, "seen += count", "seen += 0"),
+    (TRITON_SAMPLE, "keep = (z > threshold) | ((equal > 0) & (columns <= last))",
+     "keep = z >= threshold"),
+    (TRITON_SAMPLE, "keep = (z > threshold) | ((z == threshold) & (columns <= last))",
+     "keep = z >= threshold"),
+    (TRITON_SAMPLE, "tl.log(kept / total)", "tl.log(kept)"),
+    (TRITON_SAMPLE, 'if (total > 0) & (total < float("inf")):', "if total == total:"),
+    (TRITON_SAMPLE, "better = score > best", "better = score >= best"),
+    (TRITON_SAMPLE, "* k * online.LN_2 - log_total", "* online.LN_2 - log_total"),
+]  # fmt: skip
+TORCH += [
+    (CHOICE, "middle >> 16, (middle", "middle >> 15, (middle"),
+    (CHOICE, "(key1 + WEYL[1]) & LOW", "key1 + WEYL[1]"),
+    (CHOICE, "|= blocks_B", "= blocks_B"),
+    (CHOICE, "stable=True", "stable=False"),
+    (CHOICE, "p_NV >= min_p[:, None] * p_NV[:, :1]", "p_NV >= min_p[:, None]"),
+    (CHOICE, "(before_NV < limits_N[:, None]) | (rank_1V == 0)", "before_NV < limits_N[:, None]"),
+    (CHOICE, "torch.where(top_p < 1, top_p, torch.inf)", "top_p"),
+    (CHOICE, "dtype=torch.float64)", "dtype=torch.float32)"),
+    (CHOICE, "sorted_NV.masked_fill(~keep_NV, -torch.inf).softmax", "sorted_NV.softmax"),
+    (CHOICE, "torch.where(keep_NV.all(1), 0.0, log_kept_N)", "log_kept_N"),
+    (CHOICE, "torch.where(broken_N, -1, scores_NV.argmax(1))", "scores_NV.argmax(1)"),
+    (DEFINITION, "        z_CV /= t[index_C, None]", "        z_CV /= 1.0 + 0 * t[index_C, None]"),
+]  # fmt: skip
+CPU += [
+    (DRAW, "(index + column / 4) << 14", "(index + column / 4) << 13"),
+    (DRAW, "key0 += 0x9E3779B9u, key1", "key0 += 0x9E3779B8u, key1"),
+    (DRAW, "MOST_NOISE = 23.48f", "MOST_NOISE = 20.0f"),
+    (DRAW, "p = p * f + 1.442694902420044f", "p = p * f + 1.4427f"),
+    (DRAW, "p = p * f + 0.48092323541641235f", "p = p * f + 0.4809f"),
+    (DRAW, "bits - 0x3f3504f3", "bits - 0x3f800000"),
+    (DRAW, "(columns <= last)", "(columns < last)"),
+    (DRAW, "(values[half] > kept.least) |", "(values[half] > kept.least) &"),
+    (DRAW, "score > best)\n", "score >= best)\n"),
+    (DRAW, "(1.0f - u) * 1.4426f <= power", "(1.0f - u) * 1.4426f * 1.2f <= power"),
+    (DRAW, "(lead + 127.0f) * 0x1p23f", "(lead + 126.0f) * 0x1p23f"),
+    (DRAW, "counts[n] -= keep", "counts[n] += keep"),
+    (DRAW, "masses[n] += keep ? e : Floats{}", "masses[n] += e"),
+    (DRAW, "(values >= low) & (values < high)", "(values >= low) & (values <= high)"),
+    (DRAW, "i < WIDTH && i < left", "i < WIDTH"),
+    (SAMPLE, "before + half >= wanted", "before + half > wanted"),
+    (SAMPLE, "low = middle, before += half", "low = middle"),
+    (SAMPLE, "wanted - weight(at_high)", "wanted"),
+    (SAMPLE, "prefix{~uint64_t{0}, at_high.mass}", "prefix{~uint64_t{0}, 0}"),
+    (SAMPLE, "if (n > 0) high = thresholds[n - 1], at_high = above[n - 1];",
+     "if (n > 0) high = thresholds[n - 1];"),
+    (SAMPLE, "weight(above[n]) < wanted", "weight(above[n]) <= wanted"),
+    (SAMPLE, "kept.mass < total ? 0 : ", "false ? 0 : "),
+    (SAMPLE, "top_p * kept.mass, least", "top_p * total, least"),
+    (SAMPLE, "if (likely.last > kept.last) kept = likely;", "kept = likely;"),
+    (SAMPLE, "row.at_least(min_p);\n        if (likely.last > kept.last)",
+     "row.at_least(min_p);\n        if (true)"),
+    (SAMPLE, "std::log(kept.mass / total)", "std::log(kept.mass)"),
+    (SAMPLE, "if (!std::isfinite(found.log_sum)) return;", ""),
+    (ROWS, "const float zero_once = z + 0.0f;", "const float zero_once = z;"),
+]  # fmt: skip
 PATHS = {"triton": TRITON, "torch": TORCH, "cpu": CPU}
 SELECT = {"triton": "triton", "torch": "not triton and not cpu", "cpu": "cpu"}
 
@@ -200,7 +280,7 @@ class Tree:
         return self.run(*command, "-k", SELECT[self.path], *known, *more, *files)
 
     def baseline(self) -> None:
-        found = self.test("-rf", files=TESTS + HEAD)
+        found = self.test("-rf", files=TESTS + HEAD + SAMPLING)
         assert found.returncode in (0, 1), found.stdout + found.stderr
         self.known = re.findall(r"^FAILED (.*?)(?: - .*)?$", found.stdout, re.MULTILINE)
         for name in self.known:
@@ -236,15 +316,19 @@ class Tree:
         place = self.folder / file
         before = place.read_text()
         assert old in before, f"{file} no longer has {old!r}"
-        sources = {"csrc/loss.cpp"} if file == LOSS else set()
-        if file in (KERNEL, VECTORS):
-            sources = {f"csrc/loss_{name}.cpp" for name in ("plain", "avx2", "avx512")}
+        sources = {file} if file.endswith(".cpp") else set()
+        if file in (KERNEL, VECTORS, DRAW, ROWS):
+            sources = {f"csrc/rows_{name}.cpp" for name in ("plain", "avx2", "avx512")}
+        if file == ROWS:
+            sources.add(SAMPLE)
         place.write_text(before.replace(old, new, 1))
         try:
             built = not sources or self.build(sorted(sources | self.stale))
             assert built, f"{file} does not compile with {new!r}"
             self.stale = sources
             files = HEAD if file == HEAD_FILE else TESTS
+            if file in (TRITON_SAMPLE, CHOICE, DRAW, SAMPLE, ROWS) or "z_CV /= t[" in old:
+                files = SAMPLING
             if file in (POLICY, LOSS, LOSSES):  # what notices soonest comes first
                 files = sorted(files, key=lambda name: "loss" not in name)
             return self.test("-x", files=files).returncode == 0

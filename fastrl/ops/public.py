@@ -255,6 +255,7 @@ def _loss(
 ) -> PolicyLossOutput:
     """A loss that the kernels know, or one of log-probs and entropies by autograd on vectors."""
     dtype = wide_dtype(source[0].dtype)
+    rows = rows.to(dtype)
     if isinstance(grad_scale, Tensor):
         if grad_scale.dim() > 0:
             raise UsageError(
