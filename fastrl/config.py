@@ -101,7 +101,9 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    preset: str = setting("", "'paper': the study's estimator; empty: the fields below")
+    preset: str = setting(
+        "", "a loss by name: 'paper' (the study's), 'trl-grpo', 'verl-dapo', ...; empty: the fields"
+    )
     loss: Literal["reinforce", "clip", "cispo", "gspo"] = setting(
         "reinforce", "policy-gradient loss"
     )

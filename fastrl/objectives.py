@@ -14,6 +14,7 @@ import torch
 
 from fastrl.config import Config, ObjectiveConfig
 from fastrl.errors import UsageError
+from fastrl.losses import LossSpec
 
 DEFAULT_ALPHA = 4.0
 DEFAULT_TILTED_BETA = 0.01  # the study's beta_inv = 100
@@ -166,6 +167,7 @@ def check_contradictions(config: Config) -> Objective:
     """The run's objective; raises UsageError where settings contradict the optimum it claims."""
     objective = make_objective(config.objective, config.sampling.temperature)
     sampling, loss = config.sampling, config.loss
+    preset = LossSpec.preset(loss.preset) if loss.preset else None
     if not sampling.temperature > 0:
         raise UsageError(
             f"sampling.temperature is {sampling.temperature}; training needs samples, so it must be"
@@ -181,11 +183,16 @@ def check_contradictions(config: Config) -> Objective:
                 f" restore the support that truncated sampling leaves out; set sampling.{key} ="
                 f" {neutral}"
             )
-    if loss.kl != "none" and loss.kl_coef:
+    kl = None
+    if preset is not None:
+        if preset.kl_coef:
+            kl, way_out = f"loss.preset {loss.preset!r} has a KL in the loss", "take another"
+    elif loss.kl != "none" and loss.kl_coef:
+        kl, way_out = f"loss.kl is {loss.kl!r}", "set loss.kl = 'none'"
+    if kl is not None:
         raise UsageError(
-            f"loss.kl is {loss.kl!r}, but {claim}: as a loss k1 has gradient zero, k2 counts the KL"
-            " twice and k3 leads to the forward KL's fixed point; the KL is in the reward, set"
-            " loss.kl = 'none'"
+            f"{kl}, but {claim}: as a loss k1 has gradient zero, k2 counts the KL twice and k3"
+            f" leads to the forward KL's fixed point; the KL is in the reward, {way_out}"
         )
     if loss.entropy_coef:
         raise UsageError(

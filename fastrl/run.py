@@ -118,7 +118,7 @@ def loss_spec(config: Config) -> tuple[LossSpec, str]:
     """The loss and the name of the advantage estimator that the configuration asks for."""
     loss = config.loss
     if loss.preset:
-        return LossSpec.preset(loss.preset), "rloo"
+        return LossSpec.preset(loss.preset), loss.advantage
     spec = LossSpec(
         loss=loss.loss,
         clip_low=loss.clip_low,

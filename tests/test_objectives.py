@@ -79,6 +79,7 @@ def test_regimes(words, name, target, reward):
         (["--sampling.top_k", "5"], "support"),
         (["--sampling.min_p", "0.1"], "support"),
         (["--loss.kl", "k3", "--loss.kl_coef", "0.1"], "forward KL"),
+        (["--loss.preset", "verl-grpo"], "loss.preset .verl-grpo. has a KL in the loss"),
         (["--loss.entropy_coef", "0.01"], "entropy bonus"),
         (["--loss.advantage", "grpo"], "rounding noise"),
         (["--loss.drop_groups_without_signal"], "task reward alone"),
