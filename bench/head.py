@@ -33,6 +33,14 @@ def _trl() -> Any:
     return run
 
 
+def _liger() -> Any:
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        return None
+    return liger_fused_linear_cross_entropy
+
+
 def cases(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Case, Tensor]]:
@@ -111,6 +119,9 @@ def cases(
     }
     if not hasattr(F, "linear_cross_entropy"):
         del baselines["F.linear_cross_entropy"]
+    liger = _liger() if device.type == "cuda" else None
+    if liger is not None:
+        baselines["liger"] = gradients(lambda h, w: liger(h, w, targets, reduction="sum"))
     yield (
         Case(
             "linear_policy_loss", shape, name,

@@ -15,21 +15,32 @@ BEGIN, END = "<!-- kernels: made by bench/table.py -->", "<!-- kernels end -->"
 
 
 def table(record: list[dict[str, Any]]) -> str:
-    """A line of Markdown for each operation, shape and dtype; rivals' times beside ours."""
+    """The times, then the errors against fp64, then the machine."""
+    parts = [times(record), errors(record), f"{record[0]['machine']}; {record[0]['versions']}."]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _groups(record: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in record:
-        key = (row["name"], *row["shape"], row["dtype"])
-        groups.setdefault(key, []).append(row)
+        groups.setdefault((row["name"], *row["shape"], row["dtype"]), []).append(row)
+    return list(groups.values())
+
+
+def times(record: list[dict[str, Any]]) -> str:
+    """A line for each operation, shape and dtype; rivals' times beside ours."""
     lines = [
         "| operation | shape | dtype | fastrl | of a copy's bandwidth | peak memory | others |",
         "|---|---|---|---|---|---|---|",
     ]
-    for rows in groups.values():
+    for rows in _groups(record):
         row = rows[0]
         shape = " x ".join(map(str, row["shape"]))
         share = f"{100 * row['fraction_of_copy']:.0f} %" if "fraction_of_copy" in row else ""
         others = "; ".join(
-            f"{r['baseline']} {_ms(r['baseline_ms'])} ({r['speedup']:.1f}x)"
+            f"{r['baseline']} did not run"
+            if r["baseline_ms"] is None
+            else f"{r['baseline']} {_ms(r['baseline_ms'])} ({r['speedup']:.1f}x)"
             for r in rows
             if r["baseline"]
         )
@@ -38,7 +49,31 @@ def table(record: list[dict[str, Any]]) -> str:
             others,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"{record[0]['machine']}; {record[0]['versions']}."])
+    return "\n".join(lines)
+
+
+def errors(record: list[dict[str, Any]]) -> str:
+    """The largest error against fp64 of everybody, where rivals' were measured."""
+    groups = [
+        (rows[0], {r["baseline"]: r.get("baseline_max_error") for r in rows})
+        for rows in _groups(record)
+        if any(r.get("baseline_max_error") is not None for r in rows)
+    ]
+    names = list(dict.fromkeys(name for _, found in groups for name in found))
+    if not names:
+        return ""
+    lines = [
+        "Largest absolute error against fp64, of values and gradients:",
+        "",
+        "| operation | shape | dtype | " + " | ".join(["fastrl", *names]) + " |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for row, found in groups:
+        others = (found.get(name) for name in names)
+        numbers = ["" if error is None else f"{error:.1e}" for error in (row["max_error"], *others)]
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append("| " + " | ".join([row["name"], shape, row["dtype"], *numbers]) + " |")
+    return "\n".join(lines)
 
 
 def _ms(value: float) -> str:

@@ -31,6 +31,7 @@ class Case:
     run: Run
     baselines: dict[str, Run] = field(default_factory=dict)
     validate: Callable[[], float] = lambda: 0.0  # the largest error; raises where it is too large
+    errors: dict[str, Callable[[], float]] = field(default_factory=dict)  # of baselines
     read_bytes: int = 0
     write_bytes: int = 0
     flops: int = 0
@@ -115,8 +116,19 @@ def rows(
     """A row of results for each baseline of a validated case, or one without a baseline."""
     error = case.validate()
     runs = {"": case.run, **case.baselines}
-    for run in runs.values():
-        run()
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, run in list(runs.items()):
+        try:
+            run()
+            if name in case.errors:
+                errors[name] = case.errors[name]()
+        except Exception as problem:
+            if not name:
+                raise
+            # a rival that this machine or version cannot run: said in its row, with no time
+            failed[name] = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            del runs[name]
     times = measure(runs, device, repeats)
     ours = times.pop("")
     ms = statistics.median(ours)
@@ -139,8 +151,11 @@ def rows(
         row["fraction_of_copy"] = row["gb_per_s"] / row["copy_gb_per_s"]
     if case.flops:
         row["tflops"] = case.flops / ms / 1e9
-    if not times:
+    if not times and not failed:
         yield row | {"baseline": None, "baseline_ms": None, "speedup": None}
+    for name, problem in failed.items():
+        nothing = {"baseline_ms": None, "speedup": None, "baseline_failed": problem}
+        yield row | {"baseline": name, **nothing}
     for name, found in times.items():
         theirs = statistics.median(found)
         memory = peak_bytes(case.baselines[name], device)
@@ -149,12 +164,19 @@ def rows(
             "baseline_ms": theirs,
             "speedup": theirs / ms,
             "baseline_peak_bytes": memory,
+            "baseline_max_error": errors.get(name),
         }
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
     ordered = sorted(values)
     return ordered[round((len(ordered) - 1) * percent / 100)]
+
+
+def largest_error(got: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
+    """The largest error of those results that there are against fp64."""
+    pairs = zip(got, truth, strict=False)
+    return max(float((ours.double() - true).abs().max()) for ours, true in pairs)
 
 
 def worst_error(

@@ -267,7 +267,9 @@ def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
         rows.append(row)
         where = "x".join(map(str, row["shape"]))
         line = f"{row['name']:<32} {where:<16} {row['dtype']:<9} {row['ms']:9.2f} ms"
-        if row["baseline"]:
+        if row.get("baseline_failed"):
+            line += f"  {row['baseline']:<24} did not run: {row['baseline_failed']}"
+        elif row["baseline"]:
             line += f"  {row['baseline']:<24} {row['baseline_ms']:9.2f} ms  {row['speedup']:6.2f}x"
         print(line, flush=True)
     if known.out:

@@ -181,6 +181,19 @@ def test_the_noise_of_every_counter_and_column(row_path, name):
     assert torch.equal(found.tokens, expected)
 
 
+def test_the_noise_is_right_to_a_ten_thousandth(row_path):
+    """Logits that cancel the noise, but for 1e-4 in favour of one column."""
+    rows, vocab = (6, 40) if row_path.interpreted else (400, 40)
+    counters, chosen = counters_of(rows, seed=7), torch.arange(rows) % vocab
+    noise = -(-uniforms(Noise(counters, KEY), vocab).double().log()).log()
+    for logits in (-noise, torch.where(torch.arange(vocab) % 2 == 0, -noise, -noise - 3.0)):
+        chosen = chosen // 2 * 2
+        best = logits.clone()
+        best[range(rows), chosen] += 1e-4
+        found = drawn(row_path, best.float(), counters=counters)
+        assert torch.equal(found.tokens, chosen)
+
+
 def test_a_column_far_behind_wins_by_the_largest_noise(row_path):
     """Nothing that can still win is passed over."""
     vocab, rows = 4099, 4
@@ -196,7 +209,7 @@ def test_a_column_far_behind_wins_by_the_largest_noise(row_path):
     # the column just wins, or just does not, against the likeliest one, which comes first
     counters, columns = counters[index], columns[index]
     noise = -(-uniforms(Noise(counters, KEY), vocab).double().log()).log()
-    for margin in (1e-3, -1e-3):
+    for margin in (1e-4, -1e-4):
         logits = torch.full((rows, vocab), -50.0)
         logits[:, 0] = 0.0
         gap = noise[range(rows), columns] - noise[:, 0]
