@@ -1,8 +1,8 @@
 """A roofline picture of `fastrl bench kernels`: python bench/roofline.py RECORD.json PICTURE.png
 
-Work over bytes that have to move, against the work done in a second; filled: fastrl, hollow: others.
-The slope is the bandwidth of a copy at the cases' footprint, the flat part the head's bare products,
-both measured in the same run. Work of a row operation, an exponential counted as one: 7 a logit
+Work over bytes that have to move, against the work done in a second; filled: fastrl, hollow: rest.
+The slope is the bandwidth of a copy at the cases' footprint, the flat part the head's bare
+products, both of the same run. Work of a row operation, an exponential counted as one: 7 a logit
 (compare, subtract, multiply, 2^t, add, multiply-add), and 6 more for its gradient (subtract,
 multiply, 2^t, multiply-add, multiply).
 """

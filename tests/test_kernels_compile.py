@@ -125,3 +125,14 @@ def test_other_dtypes_and_a_vocabulary_that_16_does_not_divide(name, dtype, voca
 @pytest.mark.parametrize("vocab", [1, 2, 123, 1000, 32000, 49152])
 def test_launches_of_every_vocabulary(vocab, tmp_path):
     check(compile_ahead(*KERNELS["policy_loss, clip"], 90, "fp32", vocab), 90, tmp_path)
+
+
+CHOICES = {"CAPPED", "BLOCK", "LOSS", "CORRECTION", "FILTERED"}
+
+
+def test_10_nothing_that_varies_from_call_to_call_is_compiled_in():
+    """Sizes, bounds and coefficients are arguments; only choices of code are constants."""
+    for kernel, _ in KERNELS.values():
+        constants = {p.name for p in kernel.params if p.is_constexpr}
+        assert constants <= CHOICES, kernel
+        assert not constants & (COUNTS | NUMBERS | WORDS)
