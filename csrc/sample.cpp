@@ -108,8 +108,9 @@ Kept keep(const Row& row, const Filters& filters) {
     if (top_k > 0 && top_k < valid)
         kept = row.smallest(static_cast<double>(top_k), top_k == 1, [](const auto& x) { return x.count; });
     if (top_p < 1) {
-        // what top-p leaves out, each column less than an equal share of it, is less than its share
-        const double least = kept.mass < total ? 0 : (1 - top_p) * total / valid;
+        // a column with less than an equal share of what top-p leaves out is left out; so it is after
+        // top-k, whose columns have more than the average mass
+        const double least = (1 - top_p) * total / valid;
         const Prefix likely =
             row.smallest(top_p * kept.mass, least, [](const auto& x) { return x.mass; });
         if (likely.last > kept.last) kept = likely;

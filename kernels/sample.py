@@ -126,9 +126,9 @@ def kept_columns(
             x_row, valid, k, base, logit_scale, softcap, top_k, -float("inf"), CAPPED, False, BLOCK
         )
     if top_p < 1.0:
-        # what top-p leaves out, each column less than an equal share of it, is less than its share
-        share = base + (tl.log2((1.0 - top_p) * total / valid) - 0.001) / k
-        least = tl.where(within < total, -float("inf"), share)
+        # a column with less than an equal share of what top-p leaves out is left out; so it is
+        # after top-k, whose columns have more than the average mass
+        least = base + (tl.log2((1.0 - top_p) * total / valid) - 0.001) / k
         likely, likely_ties, _ = smallest(
             x_row, valid, k, base, logit_scale, softcap, top_p * within, least, CAPPED, True, BLOCK
         )

@@ -43,6 +43,9 @@ KERNELS = {
     "row_gradient": (row_gradient._kernel, {"mask": "*i1"}),
     "row_gradient, capped": (row_gradient._kernel, {"CAPPED": True}),
     "policy_loss": (policy_loss._kernel, {"LOSS": 0, "CORRECTION": 0}),
+    # from hidden states in half precision: fp32 logits, a gradient in the products' dtype
+    "row_gradient, of fp32": (row_gradient._kernel, {"mask": "*i1", "x": "*fp32"}),
+    "policy_loss, of fp32": (policy_loss._kernel, {"LOSS": 1, "CORRECTION": 0, "x": "*fp32"}),
     "policy_loss, clip": (policy_loss._kernel, {"LOSS": 1, "CORRECTION": 1, "mask": "*i1"}),
     "policy_loss, cispo, capped": (
         policy_loss._kernel,
@@ -69,7 +72,7 @@ def compile_ahead(kernel, chosen, arch, dtype, vocab):
             signature[name] = "constexpr"
             continue
         if name in LOGITS:
-            signature[name] = f"*{dtype}"
+            signature[name] = chosen.get(name) or f"*{dtype}"
         elif name in COUNTS:
             signature[name] = "i64" if name == "count" else "i32"
         elif name in WORDS:

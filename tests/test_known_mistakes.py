@@ -1,7 +1,7 @@
 """The list of mistakes that kernels like these were shipped with, and the tests that look for each.
 
-A test that takes `row_path` runs on every path (torch, C++ with each instruction set, Triton in the
-interpreter or on a GPU); where one does not apply, `DOES_NOT_APPLY` of its module, or the table here,
+A test that takes `row_path` runs on every path: torch, C++ with each instruction set, Triton in the
+interpreter or on a GPU. Where one does not apply, `DOES_NOT_APPLY` of its module or the table here
 says why.
 """
 
@@ -25,7 +25,7 @@ MISTAKES = {
     5: (
         "reading what is masked, padded or impossible",
         {ROWS: "test_5_", MEMORY: "test_5_", HEAD: "test_5_", SAMPLE: "test_5_"},
-        "a target outside the vocabulary gives NaN on a GPU and is refused before the kernel elsewhere",
+        "a target outside the vocabulary gives NaN on a GPU; elsewhere it is refused in advance",
     ),
     6: ("cancellation at a likely target", {ROWS: "test_6_"}, EVERY_PATH),
     7: ("logits overwritten that others need", {INPLACE: "test_7_"}, EVERY_PATH),

@@ -3,6 +3,7 @@
 Numbers in names are those of the list of known mistakes of such kernels; see `test_rows.py`.
 """
 
+import functools
 import itertools
 import math
 
@@ -160,7 +161,9 @@ def test_the_token_is_the_gumbel_maximum_of_the_kept(row_path, name, dtype):
     assert_right(found, logits, FILTERS[name], counters)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 123, 1023, 1024, 1025, 8191, 8193, 32000, 151936])
+@pytest.mark.parametrize(
+    "width", [1, 2, 3, 123, 1000, 1023, 1024, 1025, 8193, 32000, 49152, 128256, 151936]
+)
 @pytest.mark.parametrize("name", ["plain", "top-k", "top-p", "all"])
 def test_1_widths(row_path, name, width):
     rows = 2 if row_path.interpreted or width > 10_000 else 12
@@ -194,16 +197,30 @@ def test_the_noise_is_right_to_a_ten_thousandth(row_path):
         assert torch.equal(found.tokens, chosen)
 
 
+@functools.cache
+def largest_uniforms():
+    """(counters, largest uniform, its first column, whether another has it) of 20,000 rows."""
+    counters = counters_of(20_000, seed=5)
+    found = []
+    for part in counters.split(1000):
+        noise = uniforms(Noise(part, KEY), 4099)
+        values, where = noise.max(1)
+        found.append((values, where, (noise == values[:, None]).sum(1) > 1))
+    return counters, *(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def test_of_equal_scores_the_first_column_wins(row_path):
+    counters, _, columns, twice = largest_uniforms()
+    assert 3 <= twice.sum() <= 40
+    index = twice.nonzero()[:3, 0]
+    found = drawn(row_path, torch.zeros(3, 4099), counters=counters[index])
+    assert torch.equal(found.tokens, columns[index])
+
+
 def test_a_column_far_behind_wins_by_the_largest_noise(row_path):
     """Nothing that can still win is passed over."""
     vocab, rows = 4099, 4
-    counters = counters_of(20_000, seed=5)
-    best, columns = [], []
-    for part in counters.split(1000):
-        noise = uniforms(Noise(part, KEY), vocab)
-        values, where = noise.max(1)
-        best.append(values), columns.append(where)
-    best, columns = torch.cat(best), torch.cat(columns)
+    counters, best, columns, _ = largest_uniforms()
     index = best.topk(rows).indices
     assert (best[index] > 1 - 3e-7).all()
     # the column just wins, or just does not, against the likeliest one, which comes first
@@ -284,6 +301,21 @@ def test_equal_logits_are_taken_in_the_order_of_their_ids(row_path):
     assert torch.equal(found.tokens, noise.argmax(1) + 2000)
 
 
+def test_logits_that_lie_on_what_they_are_compared_with(row_path):
+    """C++ looks first at shares 1/25, 4/25, 9/25 and 16/25 of 64 powers of 2 below the largest."""
+    temperature = 1 / math.log(2)
+    near = [-64 * share / 25 for share in (1, 4, 9, 16)]
+    steps = torch.arange(-30, 31)
+    dense = [(torch.tensor(z).view(torch.int32) + steps).int().view(torch.float32) for z in near]
+    logits = torch.cat([torch.zeros(1), *dense, -45 - 10 * normal(900, scale=1.0).abs()])
+    logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))][None]
+    z = (logits.double() / float(np.float32(temperature))).sort(descending=True).values[0]
+    for top_k in range(2, 64, 3):
+        found = drawn(row_path, logits, {"top_k": top_k, "temperature": temperature})
+        expected = z[:top_k].logsumexp(0) - z.logsumexp(0)
+        assert float(found.log_kept_mass) == pytest.approx(float(expected), abs=2e-6)
+
+
 def test_the_filters_act_in_order(row_path):
     def mass(probabilities, **filters):
         logits = torch.tensor([np.log(probabilities).tolist()])
@@ -299,6 +331,31 @@ def test_the_filters_act_in_order(row_path):
         float(sum(softmax(np.log([0.5, 0.3, 0.2]), 2.0)[:2])), 4
     )
     assert mass([0.5, 0.3, 0.2], min_p=0.61) == 0.5
+
+
+def test_no_limit_keeps_every_column():
+    logits = normal(3, 50_000, scale=8.0)
+    filters = Filters(torch.zeros(3, dtype=torch.int32), torch.ones(3), torch.zeros(3), none=False)
+    assert kept(logits, filters).all()
+
+
+def test_top_p_of_many_equals(row_path):
+    vocab = 3001 if row_path.interpreted else 30_011
+    for top_p in (0.5, 0.9):
+        found = drawn(row_path, torch.zeros(1, vocab), {"top_p": top_p})
+        share = math.ceil(float(np.float32(top_p)) * vocab) / vocab
+        assert float(found.log_kept_mass.exp()) == pytest.approx(share, abs=0.5 / vocab)
+
+
+def test_top_p_never_adds_to_top_k(row_path):
+    rows = 4 if row_path.interpreted else 40
+    logits, counters = normal(rows, 3000, scale=0.5), counters_of(rows)
+    for top_k in (50, 700):
+        alone = drawn(row_path, logits, {"top_k": top_k}, counters).log_kept_mass
+        almost_one = 1 - 2**-24  # the fp32 below 1
+        both = drawn(row_path, logits, {"top_k": top_k, "top_p": almost_one}, counters)
+        assert (both.log_kept_mass - alone).max() < 1e-6
+        assert (alone - both.log_kept_mass).max() < 2 / top_k  # one column more or less
 
 
 def test_limits_that_are_none(row_path):

@@ -63,7 +63,7 @@ def kept(scaled_NV: Tensor, filters: Filters) -> Tensor:
     before_NV = p_NV.cumsum(1) - p_NV
     # a cumulative sum may round past 1: no limit is no comparison
     limits_N = torch.where(top_p < 1, top_p, torch.inf)
-    keep_NV &= (before_NV < limits_N[:, None]) | (rank_1V == 0)
+    keep_NV &= before_NV < limits_N[:, None]
     keep_NV &= p_NV >= min_p[:, None] * p_NV[:, :1]
     return torch.zeros_like(keep_NV).scatter_(1, order_NV, keep_NV)
 

@@ -1,7 +1,9 @@
 """Rows of logits from hidden states and a head's weight, one chunk of them in memory at a time.
 
 Each chunk of logits is a matrix product, and the row kernels write its gradient over it. The
-products are the floor: 2 N V D operations forward, 6 N V D with the gradient in the forward.
+products are the floor: 2 N V D operations forward, 6 N V D with the gradient in the forward. Half
+precision stays so on a GPU's tensor cores: only what a product takes is rounded, its sums, the
+logits and the accumulated gradients are fp32. A CPU has no such products, and takes fp32 for all.
 
 Legend: N: rows (tokens), C: those of a chunk, D: hidden width, V: vocabulary.
 """
@@ -21,6 +23,32 @@ from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 # A chunk has CHUNK_BYTES of logits, and CHUNK_ROWS at least: products of fewer rows are slower. On
 # 2 cores, V = 49152, D = 576, 6 N V D of 1024 rows: 944 ms whole, 1070 in 3 chunks, 1143 in 8.
 CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 352
+GPU_CHUNK_BYTES = 1 << 30  # not yet measured
+
+
+def keeps_half_precision(x: Tensor) -> bool:
+    """Whether products take the halves as they are, with sums and results in fp32."""
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def mm(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b; halves are multiplied as they are where `out` is fp32."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.device.type == "cuda":
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+def add_mm(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b, as `mm`."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype))
 
 
 @dataclass(frozen=True)
@@ -53,41 +81,58 @@ class HeadRows:
         return torch.zeros(self.targets_N.shape, dtype=self.dtype, device=self.targets_N.device)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some of the rows, and where their gradient goes."""
+
+    index_C: Tensor
+    hidden_CD: Tensor
+    rows: LogitRows
+    gradient_CV: Tensor  # the logits' own memory where their dtype is that of the products
+
+
 class _Products:
     """The matrix products of a head, in fp32 (fp64 for fp64), and their accumulated gradients."""
 
     def __init__(self, x: HeadRows) -> None:
         self.x = x
-        self.weight_VD = x.weight_VD[: x.valid].to(x.dtype)
+        self.half = keeps_half_precision(x.hidden_ND)
+        self.input_dtype = x.hidden_ND.dtype if self.half else x.dtype
+        self.weight_VD = x.weight_VD[: x.valid].to(self.input_dtype)
         self.bias_V = None if x.bias_V is None else x.bias_V[: x.valid].to(x.dtype)
         self.gradients: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def chunks(self, index_M: Tensor) -> Iterator[tuple[Tensor, Tensor, LogitRows]]:
-        """(index, hidden states, rows of logits) of a chunk; the logits' memory is used again."""
-        x, size = self.x, self.x.dtype.itemsize
-        rows = min(len(index_M), max(1, CHUNK_ROWS, CHUNK_BYTES // (size * x.valid)))
+    def chunks(self, index_M: Tensor) -> Iterator[Chunk]:
+        """Every row in chunks; the memory of logits and their gradient is used again."""
+        x = self.x
+        size = x.dtype.itemsize + (self.input_dtype.itemsize if self.half else 0)
+        budget = GPU_CHUNK_BYTES if x.hidden_ND.device.type == "cuda" else CHUNK_BYTES
+        rows = min(len(index_M), max(1, CHUNK_ROWS, budget // (size * x.valid)))
         if not rows:
             return
         # chunks of one size
         rows = -(-len(index_M) // -(-len(index_M) // rows))
-        memory = on_large_pages(
-            torch.empty(rows, x.valid, dtype=x.dtype, device=x.hidden_ND.device)
-        )
+        device = x.hidden_ND.device
+        memory = on_large_pages(torch.empty(rows, x.valid, dtype=x.dtype, device=device))
+        gradients = torch.empty_like(memory, dtype=self.input_dtype) if self.half else memory
         for index_C in index_M.split(rows):
-            hidden_CD = x.hidden_ND[index_C].to(x.dtype)
+            hidden_CD = x.hidden_ND[index_C].to(self.input_dtype)
             mask_C = None if x.compact or x.mask_N is None else x.mask_N[index_C]
             if mask_C is not None:  # a masked row may hold a NaN, and 0 * NaN is one
                 hidden_CD = torch.where(mask_C[:, None], hidden_CD, 0.0)
             logits_CV = memory[: len(index_C)]
-            if self.bias_V is None:
-                torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
+            if self.bias_V is None or self.half:
+                mm(hidden_CD, self.weight_VD.T, logits_CV)
             else:
                 torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
+            if self.bias_V is not None and self.half:
+                logits_CV += self.bias_V
             t = x.temperature
-            yield index_C, hidden_CD, LogitRows(
+            rows_C = LogitRows(
                 logits_CV, x.targets_N[index_C], mask_C, t[index_C] if isinstance(t, Tensor) else t,
                 x.valid, x.softcap, x.logit_scale,
             )  # fmt: skip
+            yield Chunk(index_C, hidden_CD, rows_C, gradients[: len(index_C)])
 
     def add(self, index_C: Tensor, hidden_CD: Tensor, dlogits_CV: Tensor) -> None:
         """Accumulate the gradients of hidden states, weight and bias from those of the logits."""
@@ -95,14 +140,16 @@ class _Products:
         if self.gradients is None:
             self.gradients = self._memory()
         hidden, weight, bias = self.gradients
-        hidden[index_C] = dlogits_CV @ self.weight_VD
+        by_hidden_CD = hidden.new_empty(hidden_CD.shape)
+        mm(dlogits_CV, self.weight_VD, by_hidden_CD)
+        hidden[index_C] = by_hidden_CD
         if first:  # nothing is read and no zero written where a product comes anyway
-            torch.mm(dlogits_CV.T, hidden_CD, out=weight[: self.x.valid])
+            mm(dlogits_CV.T, hidden_CD, weight[: self.x.valid])
             weight[self.x.valid :] = 0
         else:
-            weight[: self.x.valid].addmm_(dlogits_CV.T, hidden_CD)
+            add_mm(weight[: self.x.valid], dlogits_CV.T, hidden_CD)
         if self.bias_V is not None:
-            bias[: self.x.valid] += dlogits_CV.sum(0)
+            bias[: self.x.valid] += dlogits_CV.sum(0, dtype=bias.dtype)
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients in their inputs' dtypes; that of an absent bias is empty."""
@@ -130,8 +177,8 @@ class _Products:
 def statistics(kernels: Kernels, x: HeadRows) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the unmasked rows, 0 elsewhere, [N] each."""
     logprobs_N, entropy_N = x.zeros(), x.zeros()
-    for index_C, _, rows in _Products(x).chunks(x.rows(x.mask_N)):
-        logprobs_N[index_C], entropy_N[index_C] = kernels.statistics(rows)
+    for chunk in _Products(x).chunks(x.rows(x.mask_N)):
+        logprobs_N[chunk.index_C], entropy_N[chunk.index_C] = kernels.statistics(chunk.rows)
     return logprobs_N, entropy_N
 
 
@@ -143,9 +190,10 @@ def gradient(
     if x.mask_N is not None:
         needed_N &= x.mask_N
     products = _Products(x)
-    for index_C, hidden_CD, rows in products.chunks(x.rows(needed_N)):
-        kernels.gradient(rows, a_N[index_C], g_N[index_C], rows.logits_NV)
-        products.add(index_C, hidden_CD, rows.logits_NV)
+    for chunk in products.chunks(x.rows(needed_N)):
+        a_C, g_C = a_N[chunk.index_C], g_N[chunk.index_C]
+        kernels.gradient(chunk.rows, a_C, g_C, chunk.gradient_CV)
+        products.add(chunk.index_C, chunk.hidden_CD, chunk.gradient_CV)
     return products.results()
 
 
@@ -158,11 +206,12 @@ def policy_loss(
     # without an advantage or an entropy term a row has no gradient, before anything is computed;
     # the chunks are those of `statistics`, so that log-probs have its bits
     active_N = (rows.advantages != 0) | (spec.entropy_coef != 0)
-    for index_C, hidden_CD, logits in products.chunks(x.rows(x.mask_N)):
+    for chunk in products.chunks(x.rows(x.mask_N)):
+        index_C, hidden_CD = chunk.index_C, chunk.hidden_CD
         active_C = active_N[index_C].nonzero().squeeze(1) if x.compact else index_C
-        out_CV = logits.logits_NV if wanted and len(active_C) else None
+        out_CV = chunk.gradient_CV if wanted and len(active_C) else None
         losses_N[index_C], logprobs_N[index_C], entropy_N[index_C] = kernels.policy_loss(
-            logits, rows.select(index_C), spec, scale, out_CV
+            chunk.rows, rows.select(index_C), spec, scale, out_CV
         )
         if out_CV is not None and 4 * len(active_C) <= 3 * len(index_C):
             products.add(index_C[active_C], hidden_CD[active_C], out_CV[active_C])

@@ -80,6 +80,7 @@ def extras(x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
 def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
     """The gradient of the logits from those of log-prob and entropy."""
     assert out_NV.stride(1) == 1 or out_NV.shape[1] == 1
+    assert out_NV.dtype == x.logits_NV.dtype
     rows, a, g = _Rows(x), _floats(a_N), _floats(g_N)
     _C.row_gradient(
         rows.logits, _address(a), _address(g), _address(out_NV), out_NV.stride(0),
@@ -91,6 +92,7 @@ def policy_loss(
     x: LogitRows, rows: Rows, spec: LossSpec, scale: Tensor, out_NV: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss of rows and its gradient, in one read and one write of the logits."""
+    assert out_NV is None or out_NV.dtype == x.logits_NV.dtype
     view, losses_N, logprobs_N, entropy_N = _Rows(x), _empty(x), _empty(x), _empty(x)
     advantages, old = _floats(rows.advantages), _floats(rows.old_logprobs)
     sampler, weights = _floats(rows.sampler_logprobs), _floats(rows.row_weights)
