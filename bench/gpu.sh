@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: build, test the kernels compiled, look for wild accesses, measure.
-# Leaves machine.txt, tests.txt, sanitizer.txt, kernels.json and kernels.md in the folder named.
+# Leaves machine.txt, tests.txt, sanitizer.txt, kernels.json, kernels.md and roofline.png in the folder
+# named, in 8 minutes at most.
 #
 #     bash bench/gpu.sh [OUT]        PYTHON=python3 names the interpreter that has torch and triton
 set -uo pipefail
@@ -24,15 +25,19 @@ machine() {
 }
 
 machine | tee "$out/machine.txt"
-step build 180 build.txt "$python" -m pip install --quiet --no-deps --no-build-isolation -e .
-step tests 180 tests.txt "$python" -m pytest -q -p no:cacheprovider tests/test_rows*.py -k triton
+# compiling takes most of the tests' time, and many processes do it at once
+parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8")
+step build 60 build.txt "$python" -m pip install --quiet --no-deps --no-build-isolation -e .
+# shellcheck disable=SC2086
+step tests 170 tests.txt "$python" -m pytest -q -p no:cacheprovider $parallel tests/test_rows*.py -k triton
 if command -v compute-sanitizer >/dev/null; then
-    step sanitizer 120 sanitizer.txt compute-sanitizer --tool memcheck --error-exitcode 9 \
+    step sanitizer 60 sanitizer.txt compute-sanitizer --tool memcheck --error-exitcode 9 \
         "$python" -m pytest -q -p no:cacheprovider tests/test_rows.py -k "triton and 1000"
 else
     echo "compute-sanitizer is not here: the check for wild accesses did not run"
     failed=1
 fi
-step bench 240 bench.txt "$python" -m fastrl.cli bench kernels --out "$out/kernels.json"
-step table 20 kernels.md "$python" bench/table.py "$out/kernels.json"
+step bench 170 bench.txt "$python" -m fastrl.cli bench kernels --out "$out/kernels.json"
+step table 10 kernels.md "$python" bench/table.py "$out/kernels.json"
+step roofline 10 roofline.txt "$python" bench/roofline.py "$out/kernels.json" "$out/roofline.png"
 exit "$failed"

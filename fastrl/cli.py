@@ -272,8 +272,8 @@ def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
         elif row["baseline"]:
             line += f"  {row['baseline']:<24} {row['baseline_ms']:9.2f} ms  {row['speedup']:6.2f}x"
         print(line, flush=True)
-    if known.out:
-        Path(known.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if known.out:  # after every row: a run that is cut off keeps what it has
+            Path(known.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return OK
 
 

@@ -291,6 +291,9 @@ def test_equal_logits_are_taken_in_the_order_of_their_ids(row_path):
     assert tokens([1.0, 1.0, 1.0, 1.0], top_p=0.51) == ({0, 1, 2}, pytest.approx(0.75))
     assert tokens([1.0, 1.0, 0.9, 1.0], min_p=1.0)[0] == {0, 1, 3}
     assert tokens([0.0, -0.0, 0.0, -0.0], top_k=2)[0] == {0, 1}
+    # two limits among the same equals, and one above those of the other
+    assert tokens([1.0] * 10, top_k=8, top_p=0.5) == ({0, 1, 2, 3}, pytest.approx(0.4))
+    assert tokens([1.0, 1.0, 1.0, 0.0, 0.0], top_k=4, min_p=1.0)[0] == {0, 1, 2}
     # half of three thousand equals, over several blocks
     many = torch.full((2, 5000), -1.0)
     many[:, 2000:] = 1.0
