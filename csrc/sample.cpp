@@ -57,7 +57,7 @@ struct Row {
         constexpr int N = Above::THRESHOLDS;
         constexpr int64_t FEW = 256;
         constexpr double FAR = 64;  // z - m = -FAR log2(e) T: where to look first for a column of any z
-        float low = least > 0 ? z_at(least) : -INFINITE, high = INFINITE;
+        float low = least > 0 ? std::min(z_at(least), found.peak) : -INFINITE, high = INFINITE;
         Above at_low{logits.valid, 0}, at_high{};
         for (int round = 0; round < 8 && at_low.count - at_high.count > FEW; ++round) {
             const double top = std::min(high, found.peak);
@@ -80,6 +80,8 @@ struct Row {
         if (static_cast<int64_t>(scratch.size()) < logits.valid) scratch.resize(logits.valid);
         Candidate* const first = scratch.data();
         int64_t count = functions.collect(logits, row, found, low, high, first);
+        // sums of another order than the total may not reach what is wanted: then all that counts
+        if (count == 0) return {Candidate(low, logits.valid, 0).order, at_high.mass};
         count = reach(first, count, wanted - weight(at_high), weight);
         Prefix prefix{~uint64_t{0}, at_high.mass};
         for (int64_t i = 0; i < count; ++i) {
@@ -121,7 +123,7 @@ Kept keep(const Row& row, const Filters& filters) {
     }
     if (kept.last == everything.last) return {-INFINITE, valid, 0.0};
     const Candidate last(kept.last);
-    return {last.value(), last.column(), std::log(kept.mass / total)};
+    return {last.value(), last.column(), std::min(0.0, std::log(kept.mass / total))};
 }
 
 }  // namespace

@@ -119,20 +119,20 @@ PRESETS = {
         sampler_correction_cap=20.0,
         on_policy=True,
     ),
-    # TRL 1.16's GRPOTrainer: its defaults, then its loss_type or importance_sampling_level
+    # TRL 1.16's GRPOTrainer without vLLM's correction: its defaults, then other loss types
     "trl": LossSpec(loss="clip", loss_agg_mode="token-mean"),
     "trl-grpo": LossSpec(loss="clip", loss_agg_mode="seq-mean-token-mean"),
     "trl-dr_grpo": LossSpec(loss="clip", loss_agg_mode="seq-mean-token-sum-norm"),
-    # its epsilon_high is the bound itself, 5, and there is none below
+    # its epsilon_high is the bound itself, 5 as its documentation advises, and there is none below
     "trl-cispo": LossSpec(loss="cispo", clip_low=1.0, clip_high=4.0, loss_agg_mode="token-mean"),
-    "trl-gspo": _GSPO,
+    "trl-gspo": _GSPO,  # importance_sampling_level "sequence", loss_type "grpo", the paper's bounds
     # verl 0.9's registered losses; where it takes e^-20 for a smaller ratio, this takes the ratio
     "verl": _VERL,
     "verl-grpo": replace(_VERL, kl_estimator="k3-clamped", kl_coef=0.001),
     "verl-dapo": replace(_VERL, clip_high=0.28, dual_clip=10.0),
     "verl-dr_grpo": replace(_VERL, loss_agg_mode="seq-mean-token-sum-norm"),
     "verl-gspo": replace(_GSPO, dual_clip=math.exp(10.0)),
-    "verl-cispo": LossSpec(loss="cispo", clip_low=1.0, clip_high=0.2, loss_agg_mode="token-mean"),
+    "verl-cispo": LossSpec(loss="cispo", loss_agg_mode="token-mean"),
 }
 
 
@@ -176,7 +176,8 @@ def loss_denominator(
     """What a step's summed loss is divided by; every argument counts the whole step.
 
     "token-mean": the tokens in the loss (a ratio of two random numbers: biased);
-    "seq-mean-token-mean": the sequences (each row already carries 1 / its sequence's tokens);
+    "seq-mean-token-mean": the sequences (each row already carries 1 / its sequence's tokens); TRL
+    counts those without an unmasked token too, verl does not;
     "seq-mean-token-sum-norm": the constant sequences x max_tokens (arXiv:2503.20783).
     """
     denominators = {

@@ -155,7 +155,7 @@ def kept_columns(
         seen += count
         keep = (z > threshold) | ((equal > 0) & (columns <= last))
         kept += tl.sum(tl.where(keep, tl.exp2((z - base) * k), 0.0), 0)
-    return threshold, last, tl.log(kept / total)
+    return threshold, last, tl.minimum(tl.log(kept / total), 0.0)
 
 
 @triton.jit(do_not_specialize=["key0", "key1"])

@@ -216,7 +216,6 @@ CPU += [
     (DRAW, "bits - 0x3f3504f3", "bits - 0x3f800000"),
     (DRAW, "(columns <= last)", "(columns < last)"),
     (DRAW, "(values[half] > kept.least) |", "(values[half] > kept.least) &"),
-    (DRAW, "score > best)\n", "score >= best)\n"),
     (DRAW, "(1.0f - u) * 1.4426f <= power", "(1.0f - u) * 1.4426f * 1.2f <= power"),
     (DRAW, "(lead + 127.0f) * 0x1p23f", "(lead + 126.0f) * 0x1p23f"),
     (DRAW, "counts[n] -= keep", "counts[n] += keep"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastrl.ops.rows import Filters, Noise
+from fastrl.ops.rows import Filters, Noise, by_row
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -39,7 +39,7 @@ def philox(counters: Tensor, key: tuple[int, int]) -> Tensor:
 
 def uniforms(noise: Noise, vocab: int) -> Tensor:
     """The uniforms in (0, 1) of every column, fp32 [N, V]; each is exact."""
-    counters_N4 = noise.counters_N4
+    counters_N4 = noise.counters_N4 & LOW
     blocks_B = torch.arange((vocab + 3) // 4, device=counters_N4.device) << 14
     counters_NB4 = counters_N4[:, None].repeat(1, len(blocks_B), 1)
     counters_NB4[..., 1] |= blocks_B
@@ -59,12 +59,12 @@ def kept(scaled_NV: Tensor, filters: Filters) -> Tensor:
     rank_1V = torch.arange(vocab, device=scaled_NV.device)[None]
     keep_NV = rank_1V < torch.where(top_k > 0, top_k, vocab)[:, None]
     # in fp64: a sum of half a vocabulary in fp32 is off by more than many of its columns
-    p_NV = sorted_NV.masked_fill(~keep_NV, -torch.inf).softmax(1, dtype=torch.float64)
-    before_NV = p_NV.cumsum(1) - p_NV
-    # a cumulative sum may round past 1: no limit is no comparison
-    limits_N = torch.where(top_p < 1, top_p, torch.inf)
-    keep_NV &= before_NV < limits_N[:, None]
-    keep_NV &= p_NV >= min_p[:, None] * p_NV[:, :1]
+    e_NV = (sorted_NV.double() - sorted_NV[:, :1]).exp().masked_fill(~keep_NV, 0.0)
+    sums_NV = e_NV.cumsum(1)
+    # a sum before a column may round up to the whole: no limit is no comparison
+    limits_N = torch.where(top_p < 1, top_p * sums_NV[:, -1], torch.inf)
+    keep_NV &= sums_NV - e_NV < limits_N[:, None]
+    keep_NV &= e_NV >= min_p[:, None] * e_NV[:, :1]
     return torch.zeros_like(keep_NV).scatter_(1, order_NV, keep_NV)
 
 
@@ -75,7 +75,8 @@ def choose(scaled_NV: Tensor, filters: Filters, noise: Noise) -> tuple[Tensor, T
     log_kept_N = torch.zeros_like(scaled_NV[:, 0])
     if not filters.none:
         keep_NV = kept(scaled_NV, filters)
-        log_kept_N = scaled_NV.softmax(1).masked_fill(~keep_NV, 0.0).sum(1).log()
+        p_NV = scaled_NV.softmax(1).masked_fill(~keep_NV, 0.0)
+        log_kept_N = by_row(lambda p: p.sum(1), p_NV).log().clamp(max=0.0)
         log_kept_N = torch.where(keep_NV.all(1), 0.0, log_kept_N)
         scores_NV = scores_NV.masked_fill(~keep_NV, -torch.inf)
     # a NaN or an infinity reaches the sum; nothing finite makes it -inf

@@ -11,7 +11,7 @@ Legend: N: rows (tokens), C: those of a chunk, V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -19,19 +19,9 @@ from torch import Tensor
 
 from fastrl.losses import LossSpec, Rows, coefficients
 from fastrl.ops import choice
-from fastrl.ops.rows import Filters, LogitRows, Noise, wide_dtype
+from fastrl.ops.rows import Filters, LogitRows, Noise, by_row, wide_dtype
 
 CHUNK_BYTES = 1 << 25  # of logits in fp32: 32 MiB stay near the last-level cache
-
-
-def _by_row(reduction: Callable[..., Tensor], *x_CV: Tensor) -> Tensor:
-    """A reduction of each row, with the same bits whatever the number of rows and threads.
-
-    torch splits the sum of one row alone over its threads, and of several rows never a row.
-    """
-    if len(x_CV[0]) != 1:
-        return reduction(*x_CV)
-    return reduction(*(torch.cat([x, x]) for x in x_CV))[:1]
 
 
 def capped(x: LogitRows) -> tuple[Tensor, Tensor | None]:
@@ -61,10 +51,10 @@ class _Softmax:
         self.e_CV = shifted_CV.exp()
         # e is 0 below -746 even in fp64: such a column adds 0 to the entropy, and not 0 * -inf
         self.shifted_CV = shifted_CV.clamp_(min=-1000.0)
-        self.sum_C1 = _by_row(lambda e: e.sum(1, keepdim=True), self.e_CV)
+        self.sum_C1 = by_row(lambda e: e.sum(1, keepdim=True), self.e_CV)
         self.log_sum_C1 = self.sum_C1.log()
         self.logprobs_C1 = target_C1 - self.log_sum_C1
-        weighted_C1 = _by_row(torch.linalg.vecdot, self.e_CV, self.shifted_CV)[:, None]
+        weighted_C1 = by_row(torch.linalg.vecdot, self.e_CV, self.shifted_CV)[:, None]
         self.entropy_C1 = self.log_sum_C1 - weighted_C1 / self.sum_C1
 
     def _inverse_temperature(self, dtype: torch.dtype) -> Tensor | float:
@@ -169,6 +159,9 @@ def sample(x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor
     rows = max(1, CHUNK_BYTES // (4 * x.valid))
     for index_C in torch.arange(len(tokens_N), device=tokens_N.device).split(rows):
         z_CV, _ = capped(x.select(index_C))
+        # relative to the largest, so that neither a large logit nor a low temperature overflows
+        peak_C1 = z_CV.amax(1, keepdim=True)
+        z_CV -= torch.where(peak_C1.isneginf(), 0.0, peak_C1)
         z_CV /= t[index_C, None].to(z_CV.dtype) if isinstance(t, Tensor) else t
         tokens_N[index_C], log_kept_N[index_C] = choice.choose(
             z_CV, filters.select(index_C), noise.select(index_C)

@@ -5,6 +5,7 @@ Legend: N: rows (tokens), V: vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -96,6 +97,16 @@ class Kernels(Protocol):
 
         A token is -1, and its numbers are NaN, where a row holds a NaN, +inf or nothing finite.
         """
+
+
+def by_row(reduction: Callable[..., Tensor], *x_CV: Tensor) -> Tensor:
+    """A reduction of each row, with the same bits whatever the number of rows and threads.
+
+    torch splits the sum of one row alone over its threads, and of several rows never a row.
+    """
+    if len(x_CV[0]) != 1:
+        return reduction(*x_CV)
+    return reduction(*(torch.cat([x, x]) for x in x_CV))[:1]
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

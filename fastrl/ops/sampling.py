@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +42,17 @@ def sample(
 ) -> Sample:
     """A token from each row of logits [..., V], with its log-prob, by the Gumbel maximum.
 
-    `counters` int64 [..., 4] and `key`, 32 bits each, are all the randomness: the same numbers give
-    the same token. Column v draws from Philox4x32-10 at {c0, v >> 2 << 14 | c1, c2, c3}, so that
-    rows must differ in c0, c2, c3 or the low 14 bits of c1. `temperature` 0 is greedy. Filters act
-    in the order temperature, top-k (0: no limit), top-p (1), min-p (0); each is a number or one per
-    row. A sampler's log-prob of the token is logprobs - log_kept_mass.
+    `counters` int64 [..., 4] and `key` are all the randomness, 32 bits each (c1: 14): the same
+    numbers give the same token. Column v draws from Philox4x32-10 at {c0, v >> 2 << 14 | c1, c2,
+    c3}, for V up to 2^20. A uniform has 23 bits: a token less likely than about 1e-7 is drawn too
+    seldom. `temperature` 0 is greedy, others lie in 1e-30..1e30. Filters act in the order
+    temperature, top-k (0: no limit), top-p (1), min-p (0); each is a number or one per row. A
+    sampler's log-prob of the token is logprobs - log_kept_mass.
     Raises UsageError for shapes, dtypes, devices and values that do not fit; values in tensors are
     looked at on the CPU only. No gradient.
     """
     check_logits(logits)
     rows_shape, vocab, device = logits.shape[:-1], logits.shape[-1], logits.device
-    wide = wide_dtype(logits.dtype)
     nowhere = torch.zeros(rows_shape, dtype=torch.int64, device=device)
     if counters.shape != (*rows_shape, 4) or counters.dtype != torch.int64:
         raise UsageError(
@@ -60,50 +61,71 @@ def sample(
         )
     if counters.device != device:
         raise UsageError(f"counters are on {counters.device}, logits on {device}; move one")
-    if not all(0 <= word < 1 << 32 for word in key):
+    if len(key) != 2 or not all(0 <= word < 1 << 32 for word in key):
         raise UsageError(f"key is {tuple(key)}; it must be two numbers of 32 bits")
-    numbers = {
-        name: _per_row(name, value, dtype, nowhere)
-        for name, value, dtype in (
-            ("temperature", temperature, wide),
-            ("top_k", top_k, torch.int32),
-            ("top_p", top_p, wide),
-            ("min_p", min_p, wide),
-        )
-    }
     flat = flatten(logits, vocab, nowhere, None, 1.0, valid_vocab, softcap, backend)
+    if flat.valid > MAX_VOCAB:
+        raise UsageError(f"the vocabulary has {flat.valid} ids; the counters allow {MAX_VOCAB}")
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    each = [_per_row(name, value, nowhere) for name, value in given.items()]
     none = all(
         not isinstance(value, Tensor) and value == limit
         for value, limit in ((top_k, 0), (top_p, 1), (min_p, 0))
     ) and not (isinstance(temperature, Tensor) or temperature == 0)
     found = _sample(
-        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key,
-        *numbers.values(), none, flat.valid, flat.softcap, flat.backend,
+        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key, *each, none,
+        flat.valid, flat.softcap, flat.backend,
     )  # fmt: skip
     return Sample(*(x.view(rows_shape) for x in found))
 
 
-ALLOWED = {
-    "temperature": ("0 (greedy) or positive", lambda x: (x >= 0) & (x < torch.inf)),
+MAX_VOCAB = 1 << 20  # of a counter's 18 bits, four columns each
+ALLOWED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "temperature": (
+        "0 (greedy) or from 1e-30 to 1e30",
+        lambda x: (x == 0) | ((x >= 1e-30) & (x <= 1e30)),
+    ),
     "top_k": ("0 (no limit) or positive", lambda x: x >= 0),
     "top_p": ("above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
     "min_p": ("from 0 to 1", lambda x: (x >= 0) & (x <= 1)),
 }
 
 
-def _per_row(name: str, value: float | Tensor, dtype: torch.dtype, rows: Tensor) -> Tensor:
-    """`value` as a flat vector, one entry a row; raises UsageError for one out of range."""
-    words, fits = ALLOWED[name]
+def _per_row(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
+    """`value` as a flat vector, one entry a row; raises UsageError for a number out of range."""
     if isinstance(value, Tensor):
+        if name == "top_k" and value.is_floating_point():
+            raise UsageError(f"top_k is {value.dtype}; it must be of an integer dtype")
+        if value.dim() == 0:
+            return value.detach().to(rows.device).expand(rows.numel())
         given = vector(name, value, rows)
         assert given is not None
-        if rows.device.type == "cpu" and not bool(fits(given).all()):
-            row = int((~fits(given)).nonzero()[0])
-            raise UsageError(f"{name} is {given[row].item()} in row {row}; it must be {words}")
-        return given.to(dtype).contiguous()
-    if not fits(value):
+        return given
+    words, fits = ALLOWED[name]
+    if not fits(value) or (name == "top_k" and value != int(value)):
         raise UsageError(f"{name} is {value}; it must be {words}")
-    return torch.full((rows.numel(),), value, dtype=dtype, device=rows.device)
+    if name == "top_k":
+        return torch.full((rows.numel(),), min(int(value), MAX_VOCAB), device=rows.device)
+    return torch.full((rows.numel(),), value, dtype=torch.float64, device=rows.device)
+
+
+def _check_values(counters: Tensor, settings: dict[str, Tensor]) -> None:
+    """Raises UsageError for values that do not fit; looks on the CPU only."""
+    if counters.device.type != "cpu":
+        return
+    for name, value in settings.items():
+        words, fits = ALLOWED[name]
+        if not bool(fits(value).all()):
+            row = int((~fits(value)).nonzero()[0])
+            raise UsageError(f"{name} is {value[row].item()} in row {row}; it must be {words}")
+    limits = torch.tensor([1 << 32, 1 << 14, 1 << 32, 1 << 32])
+    outside = (counters < 0) | (counters >= limits)
+    if bool(outside.any()):
+        row, word = (int(i) for i in outside.nonzero()[0])
+        raise UsageError(
+            f"c{word} of the counter of row {row} is {int(counters[row, word])}; it must lie in"
+            f" 0..{int(limits[word]) - 1}"
+        )
 
 
 @torch.library.custom_op("fastrl::sample", mutates_args=())
@@ -123,13 +145,22 @@ def _sample(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What Sample holds, [N] each."""
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    _check_values(counters, settings)
+    wide = wide_dtype(logits.dtype)
     # greedy is the likeliest alone at temperature 1, with nothing said of what it left out
     greedy = temperature == 0
+    filters = Filters(
+        torch.where(greedy, 1, top_k.clamp(max=valid)).to(torch.int32),
+        # as small as that leaves the likeliest alone, and is a number in fp32
+        top_p.clamp(min=1e-30).to(wide).contiguous(),
+        min_p.to(wide).contiguous(),
+        none,
+    )
     x = LogitRows(
-        logits, torch.zeros_like(counters[:, 0]), None, torch.where(greedy, 1.0, temperature),
-        valid, softcap,
+        logits, torch.zeros_like(counters[:, 0]), None,
+        torch.where(greedy, 1.0, temperature).to(wide), valid, softcap,
     )  # fmt: skip
-    filters = Filters(torch.where(greedy, 1, top_k), top_p, min_p, none)
     tokens, logprobs, log_kept_mass = library.kernels_of(backend).sample(
         x, filters, Noise(counters, (key0, key1))
     )

@@ -348,4 +348,9 @@ def _settings(params: Seq[SamplingParams], device: torch.device) -> dict[str, An
     names = ("temperature", "top_k", "top_p", "min_p")
     if all(p is params[0] for p in params):
         return {name: getattr(params[0], name) for name in names}
-    return {name: torch.tensor([getattr(p, name) for p in params], device=device) for name in names}
+    # fp64, as the numbers are: a row does not depend on whether its neighbours have others
+    found = {
+        name: torch.tensor([getattr(p, name) for p in params], dtype=torch.float64, device=device)
+        for name in names
+    }
+    return found | {"top_k": found["top_k"].long()}

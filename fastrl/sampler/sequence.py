@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from fastrl.errors import UsageError
@@ -28,7 +27,11 @@ class SamplingParams:
         for ok, name, allowed in (
             (self.n >= 1, "n", "at least 1"),
             (self.max_tokens >= 1, "max_tokens", "at least 1"),
-            (0 <= self.temperature < math.inf, "temperature", "0 (greedy) or a positive number"),
+            (
+                self.temperature == 0 or 1e-30 <= self.temperature <= 1e30,
+                "temperature",
+                "0 (greedy) or from 1e-30 to 1e30",
+            ),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (self.top_k >= 0, "top_k", "0 (no limit) or positive"),
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1"),

@@ -39,7 +39,7 @@ VERL = {
     "verl-gspo": (
         "gspo", "seq-mean-token-mean", {"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4},
     ),
-    "verl-cispo": ("cispo", "token-mean", {"clip_ratio_low": 10.0, "clip_ratio_high": 0.2}),
+    "verl-cispo": ("cispo", "token-mean", {}),
 }  # fmt: skip
 
 
