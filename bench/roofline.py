@@ -61,9 +61,10 @@ def draw(record: list[dict[str, Any]], path: Path) -> None:
     left, right = 0.5 * min(p["intensity"] for p in known), 2 * max(p["intensity"] for p in known)
     ridge = flat / bandwidth
     axes.plot([left, ridge, max(right, ridge)], [left * bandwidth, flat, flat], color="0.3", lw=1.5)
-    axes.annotate(f"copy, {bandwidth / 1e9:.0f} GB/s", (left, left * bandwidth), (4, 12),
+    middle = (ridge / 2, ridge / 2 * bandwidth)
+    axes.annotate(f"copy, {bandwidth / 1e9:.0f} GB/s", middle, (10, -10),
                   textcoords="offset points", color="0.3")  # fmt: skip
-    axes.annotate("bare matrix products", (right, flat), (-4, 6), textcoords="offset points",
+    axes.annotate("bare matrix products", (right / 2, flat), (-4, 6), textcoords="offset points",
                   ha="right", color="0.3")  # fmt: skip
     colours = {case: f"C{i}" for i, case in enumerate(dict.fromkeys(p["case"] for p in known))}
     labelled = set()
@@ -74,7 +75,7 @@ def draw(record: list[dict[str, Any]], path: Path) -> None:
         colour = colours[p["case"]]
         axes.plot(p["intensity"], p["speed"], "o", ms=9 if ours else 5, color=colour,
                   mfc=colour if ours else "none", label=label, zorder=3 if ours else 2)  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlim=(left, right),
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(None, 2 * flat),
              xlabel="operations a byte that has to move", ylabel="operations a second")  # fmt: skip
     axes.set_title(f"fastrl (filled) and others (hollow); {record[0]['machine']}", fontsize=9)
     axes.legend(fontsize=7, loc="lower right")

@@ -113,11 +113,12 @@ FASTRL_INLINE Floats exponent(Floats z, float peak, float factor) {
     return t < LOWEST ? splat(LOWEST) : t;
 }
 
-// UNROLL vectors before any is used: gcc then keeps a loop's sums in registers (bf16: 2.5 ms, not 3.9,
-// for 512 rows of 49,152).
+// UNROLL vectors before any is used, two a step: as gcc 12 compiles it, 512 bf16 rows of 49,152 take
+// 2.5 ms on 2 cores; one a step 3.2, loads among the arithmetic 3.9.
 template <typename T>
 FASTRL_INLINE void load_several(const T* source, Floats* values) {
-    for (int u = 0; u < UNROLL; ++u) values[u] = load(source + u * WIDTH);
+    for (int u = 0; u < UNROLL; u += 2)
+        values[u] = load(source + u * WIDTH), values[u + 1] = load(source + (u + 1) * WIDTH);
 }
 
 template <bool WITH_EXTRAS, typename T>
