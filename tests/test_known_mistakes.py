@@ -9,6 +9,7 @@ import ast
 import importlib
 from pathlib import Path
 
+import mutate_rows
 import pytest
 
 FOLDER = Path(__file__).parent
@@ -99,6 +100,14 @@ def test_every_numbered_test_is_in_the_table():
             if name.startswith("test_") and number.isdecimal():
                 _, tests, _ = MISTAKES[int(number)]
                 assert name.startswith(tests[path.stem]), f"{path.name}: {name}"
+
+
+def test_the_mutations_are_of_lines_that_exist():
+    """`python tests/mutate_rows.py` shows that the tests notice each; by hand, for hours."""
+    for mutations in mutate_rows.PATHS.values():
+        for file, line, change in mutations:
+            assert line in (FOLDER.parent / file).read_text(), (file, line)
+            assert line != change
 
 
 def test_what_does_not_apply_names_tests_that_exist():
