@@ -49,7 +49,9 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Rows of results, one at a time. `once` runs each case a single time, for a profiler."""
     if only is not None and only not in NAMES:
-        raise UsageError(f"there is no kernel benchmark {only!r}; allowed: {', '.join(NAMES)}")
+        raise UsageError(
+            f"there is no kernel benchmark {only!r}; allowed: {', '.join(map(repr, NAMES))}"
+        )
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     if shape is not None and len(shape) not in (2, 3):
