@@ -392,6 +392,16 @@ def test_no_limit_keeps_every_column():
     assert kept(logits, filters).all()
 
 
+def test_the_definition_sums_in_fp64():
+    logits = normal(4, 150_000, scale=0.3)
+    falling = logits.double().sort(descending=True).values.exp().cumsum(1)
+    for top_p in (0.5, 0.9, 0.999):
+        settings = (torch.zeros(4, dtype=torch.int32), torch.full((4,), top_p), torch.zeros(4))
+        found = kept(logits, Filters(*settings, none=False)).sum(1)
+        limit = float(np.float32(top_p)) * falling[:, -1:]
+        assert (found - (falling < limit).sum(1) - 1).abs().max() <= 1
+
+
 def test_top_p_of_many_equals(row_path):
     vocab = 3001 if row_path.interpreted else 30_011
     for top_p in (0.5, 0.9):
