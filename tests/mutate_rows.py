@@ -202,7 +202,6 @@ TORCH += [
     (CHOICE, "e_NV < limits_N[:, None]", "e_NV <= limits_N[:, None]"),
     (CHOICE, "torch.where(top_p < 1, top_p * sums_NV[:, -1], torch.inf)",
      "top_p * sums_NV[:, -1]"),
-    (CHOICE, "sorted_NV.double() - ", "sorted_NV.float() - "),
     (CHOICE, ".exp().masked_fill(~keep_NV, 0.0)", ".exp()"),
     (CHOICE, ".clamp(max=0.0)", ""),
     (CHOICE, "torch.where(keep_NV.all(1), 0.0, log_kept_N)", "log_kept_N"),
