@@ -56,7 +56,7 @@ def draw(record: list[dict[str, Any]], path: Path) -> None:
     known = points(record)
     copies = [row["copy_gb_per_s"] for row in record if "copy_gb_per_s" in row]
     bandwidth = 1e9 * sorted(copies)[len(copies) // 2]
-    flat = max(p["speed"] for p in known if "bare" in p["who"] or len(copies) == len(record))
+    flat = max(p["speed"] for p in [p for p in known if "bare" in p["who"]] or known)
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     left, right = 0.5 * min(p["intensity"] for p in known), 2 * max(p["intensity"] for p in known)
     ridge = flat / bandwidth

@@ -71,13 +71,20 @@ def liger_loss(logits: Tensor, targets: Tensor, advantages: Tensor) -> Callable[
     return run
 
 
+def random_logits(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, torch.Generator]:
+    """The logits of every case, 6.3 nats at a vocabulary of 49,152, and what drew them."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    return torch.randn(shape, device=device, generator=generator).mul_(3).to(dtype), generator
+
+
 def cases(
     shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Case, Tensor]]:
     """The cases at one shape, each with the logits that it reads."""
     tokens, vocab = shape
-    generator = torch.Generator(device=device).manual_seed(0)
-    logits = torch.randn(tokens, vocab, device=device, generator=generator).mul_(3).to(dtype)
+    logits, generator = random_logits(shape, dtype, device)
     targets = torch.randint(vocab, (tokens,), device=device, generator=generator)
     advantages = torch.randn(tokens, device=device, generator=generator)
     weights = torch.linspace(-1, 1, tokens, device=device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrl import ops
-from fastrl.bench.rows import CHECKED, GPU_SHAPES, SHAPES
+from fastrl.bench.rows import CHECKED, GPU_SHAPES, SHAPES, random_logits
 from fastrl.bench.timing import Case
 
 __all__ = ["GPU_SHAPES", "SHAPES", "cases"]
@@ -50,11 +50,9 @@ def cases(
     shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Case, Tensor]]:
     """The cases at one shape, each with the logits that it reads."""
-    tokens, vocab = shape
-    generator = torch.Generator(device=device).manual_seed(0)
-    logits = torch.randn(tokens, vocab, device=device, generator=generator).mul_(3).to(dtype)
-    counters = torch.zeros(tokens, 4, dtype=torch.int64, device=device)
-    counters[:, 0] = torch.arange(tokens, device=device)
+    logits, _ = random_logits(shape, dtype, device)
+    counters = torch.zeros(len(logits), 4, dtype=torch.int64, device=device)
+    counters[:, 0] = torch.arange(len(logits), device=device)
     for name, settings in SETTINGS.items():
         rival = transformers_sampling(settings)
 

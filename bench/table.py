@@ -35,7 +35,6 @@ def times(record: list[dict[str, Any]]) -> str:
     ]
     for rows in _groups(record):
         row = rows[0]
-        shape = " x ".join(map(str, row["shape"]))
         share = f"{100 * row['fraction_of_copy']:.0f} %" if "fraction_of_copy" in row else ""
         others = "; ".join(
             f"{r['baseline']} did not run"
@@ -45,8 +44,8 @@ def times(record: list[dict[str, Any]]) -> str:
             if r["baseline"]
         )
         cells = [
-            row["name"], shape, row["dtype"], _ms(row["ms"]), share, _bytes(row["peak_bytes"]),
-            others,
+            row["name"], _shape(row), row["dtype"], _ms(row["ms"]), share,
+            _bytes(row["peak_bytes"]), others,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -71,9 +70,12 @@ def errors(record: list[dict[str, Any]]) -> str:
     for row, found in groups:
         others = (found.get(name) for name in names)
         numbers = ["" if error is None else f"{error:.1e}" for error in (row["max_error"], *others)]
-        shape = " x ".join(map(str, row["shape"]))
-        lines.append("| " + " | ".join([row["name"], shape, row["dtype"], *numbers]) + " |")
+        lines.append("| " + " | ".join([row["name"], _shape(row), row["dtype"], *numbers]) + " |")
     return "\n".join(lines)
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return " x ".join(map(str, row["shape"]))
 
 
 def _ms(value: float) -> str:

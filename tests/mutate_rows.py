@@ -163,7 +163,7 @@ CPU = [
     (LOSS, "return {loss * weight,", "return {loss,"),
 ]  # fmt: skip
 TRITON_SAMPLE, CHOICE = "kernels/sample.py", "fastrl/ops/choice.py"
-SAMPLING = ["tests/test_rows_sample.py"]
+SAMPLING = ["tests/test_rows_sample.py", "tests/test_philox.py"]
 TRITON += [
     (TRITON_SAMPLE, "tl.where(z == 0, 0.0, z).to", "z.to"),
     (TRITON_SAMPLE, "key_of(base) + 1", "key_of(base)"),

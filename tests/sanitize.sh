@@ -19,4 +19,5 @@ export LD_PRELOAD
 "$python" -c "import fastrl._C as c; assert c.__file__.startswith('$scratch'), c.__file__"
 "$python" -m pytest -q -p no:cacheprovider -m "not slow" \
     tests/test_rows*.py tests/test_ops.py tests/test_losses.py \
-    tests/test_grading.py tests/test_paged_attention.py tests/test_sampler.py
+    tests/test_sample_refusals.py tests/test_grading.py tests/test_paged_attention.py \
+    tests/test_sampler.py

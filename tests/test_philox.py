@@ -1,4 +1,4 @@
-"""The layout of the random counters; `test_rows_sample.py` has the generator and its words."""
+"""Philox4x32-10 against published vectors, and the layout of its counters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,37 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sampling_cases import KEY, ONES, counters_of
 
 from fastrl.errors import UsageError
 from fastrl.ops.choice import philox, uniforms
 from fastrl.ops.rows import Noise
 from fastrl.sampler.philox import check_range, counters, make_key
+
+# Random123, examples/kat_vectors: counter, key, words
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((ONES,) * 4, (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_known_answers_of_the_generator(counter, key, expected):
+    assert tuple(philox(torch.tensor(counter), key).tolist()) == expected
+
+
+def test_uniforms_are_words_in_their_place():
+    where = counters_of(5)
+    found = uniforms(Noise(where, KEY), 11)
+    for row, column in itertools.product(range(5), range(11)):
+        c0, c1, c2, c3 = where[row].tolist()
+        words = philox(torch.tensor([c0, column // 4 << 14 | c1, c2, c3]), KEY).tolist()
+        assert float(found[row, column]) == (words[column % 4] // 2**9 + 0.5) / 2**23
 
 
 def row(position=0, response=0, draw=0, id=0, step=0, key=(0, 0), vocab=1):

@@ -4,9 +4,7 @@ Numbers in names are those of the list of known mistakes of such kernels; see `t
 """
 
 import functools
-import itertools
 import math
-import re
 
 import numpy as np
 import pytest
@@ -15,53 +13,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from row_backends import INF, NAN, assert_near, normal, same_bits
 from row_backends import row_path as row_path
-from scipy.stats import chisquare
+from sampling_cases import (
+    DEFAULTS,
+    FILTERS,
+    KEY,
+    assert_frequencies,
+    counters_of,
+    kept_one_by_one,
+    softmax,
+)
 
 from fastrl import ops
-from fastrl.errors import UsageError
-from fastrl.ops.choice import kept, philox, uniforms
+from fastrl.ops.choice import kept, uniforms
 from fastrl.ops.rows import Filters, Noise
 
-ONES = 0xFFFFFFFF
-KEY = (0x12345678, 0xFEDCBA98)
-# Random123, examples/kat_vectors: counter, key, words
-KNOWN_ANSWERS = [
-    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((ONES,) * 4, (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
-FILTERS = {
-    "plain": {},
-    "cold": {"temperature": 0.6},
-    "hot": {"temperature": 2.5},
-    "top-k": {"top_k": 3},
-    "large top-k": {"top_k": 77},
-    "top-p": {"top_p": 0.7},
-    "large top-p": {"top_p": 0.999},
-    "small top-p": {"top_p": 1e-9},
-    "min-p": {"min_p": 0.3},
-    "cold-top-p": {"temperature": 0.6, "top_p": 0.8},
-    "hot-min-p": {"temperature": 2.5, "min_p": 0.5},
-    "all": {"temperature": 1.7, "top_k": 50, "top_p": 0.9, "min_p": 0.05},
-    "top-k-p": {"top_k": 40, "top_p": 0.5},
-    "one-left": {"top_k": 1, "temperature": 1.5},
-    "greedy": {"temperature": 0.0},
-    "greedy-filtered": {"temperature": 0.0, "top_k": 7, "top_p": 0.5},
-}
-DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def counters_of(rows, seed=0):
-    """Counters with bits everywhere, the largest among them."""
-    found = torch.randint(1 << 32, (rows, 4), generator=torch.Generator().manual_seed(seed))
-    found[0] = ONES
-    found[:, 1] &= 0x3FFF
-    return found
 
 
 def drawn(path, logits, filters=None, counters=None, **more):
@@ -70,28 +36,6 @@ def drawn(path, logits, filters=None, counters=None, **more):
     arguments = (counters.view(*logits.shape[:-1], 4), KEY)
     found = path.call("sample", logits, *arguments, **(filters or {}), **more)
     return ops.Sample(*(x.cpu() for x in vars(found).values()))
-
-
-def softmax(logits, temperature):
-    scaled = np.array(logits, float) / (temperature or 1)
-    p = np.exp(scaled - scaled.max())
-    return p / p.sum()
-
-
-def kept_one_by_one(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """The ids that survive, token by token from the likeliest, as the documentation says."""
-    p = softmax(logits, temperature)
-    if temperature == 0:
-        top_k, top_p, min_p = 1, 1.0, 0.0
-    ranked = sorted(range(len(p)), key=lambda v: (-p[v], v))[: top_k or len(p)]
-    mass = sum(p[v] for v in ranked)
-    nucleus, reached = [], 0.0
-    for v in ranked:
-        if nucleus and top_p < 1 and reached >= top_p:
-            break
-        nucleus.append(v)
-        reached += p[v] / mass
-    return {v for v in nucleus if p[v] >= min_p * p[nucleus[0]]}
 
 
 def by_formula(logits, filters, counters, dtype=torch.float64):
@@ -137,20 +81,6 @@ def assert_right(found, logits, filters, counters):
         [log_p.gather(1, index)[:, 0], nearest.exp()],
         ulps=8,
     )
-
-
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_known_answers_of_the_generator(counter, key, expected):
-    assert tuple(philox(torch.tensor(counter), key).tolist()) == expected
-
-
-def test_uniforms_are_words_in_their_place():
-    counters = counters_of(5)
-    found = uniforms(Noise(counters, KEY), 11)
-    for row, column in itertools.product(range(5), range(11)):
-        c0, c1, c2, c3 = counters[row].tolist()
-        words = philox(torch.tensor([c0, column // 4 << 14 | c1, c2, c3]), KEY).tolist()
-        assert float(found[row, column]) == (words[column % 4] // 2**9 + 0.5) / 2**23
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -244,13 +174,7 @@ def test_frequencies(row_path, name):
     counters = torch.zeros(draws, 4, dtype=torch.int64)
     counters[:, 0] = torch.arange(draws)
     tokens = drawn(row_path, torch.tensor([logits] * draws), filters, counters).tokens.numpy()
-    p = softmax(logits, filters["temperature"])
-    support = sorted(kept_one_by_one(logits, **filters))
-    counts = np.bincount(tokens, minlength=len(p))
-    assert counts.sum() == counts[support].sum(), "a token that was filtered out was drawn"
-    if len(support) > 1 and draws > 1000:
-        expected = p[support] / p[support].sum() * counts.sum()
-        assert chisquare(counts[support], expected).pvalue > 1e-3
+    assert_frequencies(tokens, logits, filters)
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -560,65 +484,3 @@ def test_the_defined_set_is_the_documented_one(logits, temperature, top_k, top_p
         logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
     assert found == expected and int(np.argmax(logits)) in found
-
-
-REFUSED = {
-    "temperature": (-1.0, 1e-40, 1e39, NAN, INF),
-    "top_k": (-1,),
-    "top_p": (0.0, 1.5, NAN),
-    "min_p": (-0.5, 1.5, NAN),
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in REFUSED.items() for v in vs])
-def test_a_setting_out_of_range_is_refused(name, value):
-    logits, counters = normal(3, 9), counters_of(3)
-    with pytest.raises(
-        UsageError, match=rf"^{name} is {re.escape(str(value))}; it must be [^\n]+$"
-    ):
-        ops.sample(logits, counters, KEY, **{name: value})
-    each = torch.tensor([DEFAULTS[name], value, DEFAULTS[name]])
-    value = each[1].item()
-    with pytest.raises(
-        UsageError, match=rf"^{name} is {re.escape(str(value))} in row 1; it must be [^\n]+$"
-    ):
-        ops.sample(logits, counters, KEY, **{name: each})
-
-
-def test_other_input_that_does_not_fit_is_refused():
-    logits, counters = normal(3, 9), counters_of(3)
-    for arguments, words in (
-        ((logits, counters[:2], KEY), r"counters are torch.int64 of shape \(2, 4\)"),
-        ((logits, counters.int(), KEY), "counters are torch.int32"),
-        ((logits, counters, (1, 1 << 32)), r"key is \(1, 4294967296\)"),
-        ((logits, counters, (1, 2, 3)), r"key is \(1, 2, 3\)"),
-        ((logits, counters - (1 << 32), KEY), "c0 of the counter of row 0 is -1; .* 0..4294967295"),
-        ((logits, counters | (1 << 14), KEY), "c1 of the counter of row 0 is .* 0..16383"),
-        ((logits.long(), counters, KEY), "torch.int64"),
-        ((logits.t().contiguous().t(), counters, KEY), "contiguous"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            ops.sample(*arguments)
-    with pytest.raises(UsageError, match="valid_vocab is 10"):
-        ops.sample(logits, counters, KEY, valid_vocab=10)
-    with pytest.raises(UsageError, match="backend 'cpu' cannot run here"):
-        ops.sample(logits.double(), counters, KEY, backend="cpu")
-    with pytest.raises(UsageError, match="top_k has shape"):
-        ops.sample(logits, counters, KEY, top_k=torch.tensor([1, 2]))
-    with pytest.raises(UsageError, match="top_k is torch.float32; it must be of an integer dtype"):
-        ops.sample(logits, counters, KEY, top_k=torch.tensor(0.5))
-    with pytest.raises(UsageError, match="top_k is 0.5; it must be"):
-        ops.sample(logits, counters, KEY, top_k=0.5)
-    wide = torch.zeros(1, 2**20 + 1)
-    with pytest.raises(UsageError, match="the vocabulary has 1048577 ids; the counters allow"):
-        ops.sample(wide, counters[:1], KEY)
-    assert ops.sample(wide, counters[:1], KEY, valid_vocab=2**20).tokens.shape == (1,)
-
-
-def test_the_operator_is_well_formed():
-    arguments = (
-        normal(3, 9), counters_of(3), *KEY, torch.ones(3), torch.zeros(3, dtype=torch.int32),
-        torch.full((3,), 0.9), torch.zeros(3), False, 9, None,
-    )  # fmt: skip
-    for backend in ("torch", "cpu"):
-        torch.library.opcheck(torch.ops.fastrl.sample, (*arguments, backend))

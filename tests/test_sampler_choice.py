@@ -7,33 +7,15 @@ import math
 import numpy as np
 import pytest
 from audited_sampler import AuditedSampler, packed_hidden, tiny_decoder
+from sampling_cases import FILTERS, assert_frequencies, kept_one_by_one, softmax
 from scipy.stats import chisquare
-from test_rows_sample import kept_one_by_one, softmax
 
 from fastrl.sampler import SamplingParams
 
-CASES = {
-    "plain": {},
-    "cold": {"temperature": 0.6},
-    "hot": {"temperature": 2.5},
-    "top-k": {"top_k": 3},
-    "top-p": {"top_p": 0.7},
-    "min-p": {"min_p": 0.3},
-    "cold-top-p": {"temperature": 0.6, "top_p": 0.8},
-    "hot-min-p": {"temperature": 2.5, "min_p": 0.5},
-    "all": {"temperature": 1.7, "top_k": 5, "top_p": 0.9, "min_p": 0.35},
-    "one-left": {"top_k": 1, "temperature": 1.5},
+SAME = ("plain", "cold", "hot", "top-k", "top-p", "min-p", "cold-top-p", "hot-min-p", "one-left")
+CASES = {name: FILTERS[name] for name in SAME} | {
+    "all": {"temperature": 1.7, "top_k": 5, "top_p": 0.9, "min_p": 0.35},  # of eight tokens
 }
-
-
-def assert_frequencies(tokens, logits, settings):
-    p = softmax(logits, settings.get("temperature", 1.0))
-    support = sorted(kept_one_by_one(logits, **settings))
-    counts = np.bincount(tokens, minlength=len(p))
-    assert counts.sum() == counts[support].sum(), "a token that was filtered out was drawn"
-    if len(support) > 1:
-        expected = p[support] / p[support].sum() * counts.sum()
-        assert chisquare(counts[support], expected).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())

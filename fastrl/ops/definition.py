@@ -11,7 +11,7 @@ Legend: N: rows (tokens), C: those of a chunk, V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -81,9 +81,12 @@ class _Softmax:
         return dz_CV if self.tanh is None else dz_CV.mul_(1 - self.tanh.square())
 
 
+def _split(x: LogitRows, index: Tensor) -> Sequence[Tensor]:
+    return index.split(max(1, CHUNK_BYTES // (4 * x.valid))) if len(index) else ()
+
+
 def _chunks(x: LogitRows, index: Tensor) -> Iterator[tuple[Tensor, _Softmax]]:
-    rows = max(1, CHUNK_BYTES // (4 * x.valid))
-    for index_C in index.split(rows) if len(index) else ():
+    for index_C in _split(x, index):
         yield index_C, _Softmax(x.select(index_C))
 
 
@@ -156,8 +159,7 @@ def policy_loss(
 def sample(x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, their log-probs under the full distribution, the log of the kept mass; [N] each."""
     tokens_N, log_kept_N, t = torch.empty_like(x.targets_N), _zeros(x), x.temperature
-    rows = max(1, CHUNK_BYTES // (4 * x.valid))
-    for index_C in torch.arange(len(tokens_N), device=tokens_N.device).split(rows):
+    for index_C in _split(x, x.unmasked()):
         z_CV, _ = capped(x.select(index_C))
         # relative to the largest, so that neither a large logit nor a low temperature overflows
         peak_C1 = z_CV.amax(1, keepdim=True)

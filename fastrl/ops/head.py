@@ -121,12 +121,13 @@ class _Products:
             if mask_C is not None:  # a masked row may hold a NaN, and 0 * NaN is one
                 hidden_CD = torch.where(mask_C[:, None], hidden_CD, 0.0)
             logits_CV = memory[: len(index_C)]
-            if self.bias_V is None or self.half:
+            if self.bias_V is None:
                 mm(hidden_CD, self.weight_VD.T, logits_CV)
+            elif self.half:
+                mm(hidden_CD, self.weight_VD.T, logits_CV)
+                logits_CV += self.bias_V
             else:
                 torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
-            if self.bias_V is not None and self.half:
-                logits_CV += self.bias_V
             t = x.temperature
             rows_C = LogitRows(
                 logits_CV, x.targets_N[index_C], mask_C, t[index_C] if isinstance(t, Tensor) else t,
