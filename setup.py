@@ -21,8 +21,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "fastrl._C",
-            sorted(glob("csrc/*.cpp")),
-            depends=sorted(glob("csrc/*.h")),  # without it a source distribution lacks the headers
+            sorted(glob("csrc/**/*.cpp", recursive=True)),
+            depends=sorted(glob("csrc/**/*.h", recursive=True)),  # without it a source distribution lacks the headers
             cxx_std=17,
             extra_compile_args=[
                 "-O3",

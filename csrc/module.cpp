@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "grading.h"
+#include "grading/module.h"
 #include "loss.h"
 #include "paged_attention.h"
 #include "sample.h"
@@ -106,37 +106,11 @@ void sample(const fastrl::Logits& rows, uintptr_t top_k, uintptr_t top_p, uintpt
         pointer<float>(logprobs), pointer<float>(log_kept_mass), threads);
 }
 
-std::vector<std::string_view> views(const std::vector<py::bytes>& texts) {
-    std::vector<std::string_view> found(texts.size());
-    for (size_t i = 0; i < texts.size(); ++i) found[i] = texts[i];
-    return found;
-}
-
-// One (reason, begin, end) a completion.
-py::array_t<int64_t> grade(const std::vector<py::bytes>& completions,
-                           const std::vector<py::bytes>& golds, bool is_answer,
-                           int64_t budget_ops, int threads) {
-    const auto texts = views(completions), wanted = views(golds);
-    std::vector<fastrl::Verdict> verdicts(texts.size());
-    {
-        py::gil_scoped_release released;
-        fastrl::grade_all(texts, wanted, is_answer, budget_ops, threads, verdicts.data());
-    }
-    py::array_t<int64_t> out({static_cast<py::ssize_t>(texts.size()), py::ssize_t{3}});
-    auto cells = out.mutable_unchecked<2>();
-    for (size_t i = 0; i < verdicts.size(); ++i) {
-        cells(i, 0) = static_cast<int64_t>(verdicts[i].reason);
-        cells(i, 1) = verdicts[i].begin;
-        cells(i, 2) = verdicts[i].end;
-    }
-    return out;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "fastrl's C++: grading, attention over the paged cache, losses, sampling";
-    m.def("grade", &grade);
+    fastrl::grading::bind(m);
     using released = py::call_guard<py::gil_scoped_release>;
     m.def("paged_attention", &paged_attention, released());
     py::class_<fastrl::Logits>(m, "Logits").def(py::init(&logits));

@@ -1,11 +1,27 @@
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+class Gold:
+    def __init__(self, text: str | bytes) -> None: ...
+    is_readable: bool
+    problem: str
+    kind: str
+    text: str
 
 def grade(
-    completions: list[bytes], golds: list[bytes], is_answer: bool, budget_ops: int, threads: int
-) -> npt.NDArray[np.int64]: ...
+    completions: Any,
+    offsets: Any,
+    golds: Sequence[Any],
+    mode: int,
+    is_answer: bool,
+    budget_ops: int,
+    threads: int,
+    last_of_many: bool,
+    bare_percent: bool,
+    six_digits: bool,
+    type: type,
+    reasons: tuple[str, ...],
+) -> list[Any]: ...
 def paged_attention(*arguments: Any) -> None: ...
 
 class Logits:

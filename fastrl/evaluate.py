@@ -18,12 +18,12 @@ from fastrl.checkpoint import newest_valid
 from fastrl.config import Config, read_toml
 from fastrl.datasources import Example, load_examples, test_split
 from fastrl.errors import UsageError
-from fastrl.grading import grade
+from fastrl.grading import Grade, grade
 from fastrl.model import load_model
 from fastrl.prompts import Tokenized
 from fastrl.sampler import Event, PromptKey, Sampler, SamplingParams
 from fastrl.tokenizer import Tokenizer, load_tokenizer
-from fastrl.types import Completion, Grade
+from fastrl.types import Completion
 
 RESAMPLES = 2_000  # of the bootstrap
 MAJORITY_DRAWS = 1_000  # subsets a prompt for maj@k

@@ -1,198 +1,192 @@
 """Completion and gold answer to a verdict.
 
-Read natively, in threads, with no clock and no evaluation of what a model wrote: the answer is the
-last complete `\\boxed{}` or `\\fbox{}` after the last `</think>`; integers, decimals and fractions
-are compared exactly, anything else as text with white space folded and without the dollar signs
-around it. `Grade.reason` is one of
+Read natively, in threads, with a budget of operations, no clock and no evaluation of what a model
+wrote. The answer is what stands in the answer region, which is the text after the last `</think>`:
+
+    box            the last complete `\\boxed{}` or `\\fbox{}`
+    box_or_anchor  the same; without any box what follows "the answer is", "Answer:", "####"
+    flexible       the same; without an anchor the last number
+    hash4          what follows the last "####"
+    choice         the letter of an option: in a box, after an anchor, or alone on the last line
+    tag            what the one `<answer>` section holds
+
+Numbers are compared exactly, with a gold's decimals as its precision; expressions by identities in a
+finite field and in 106-bit arithmetic at fixed places; sets, tuples, intervals, matrices, equations
+and inequalities by their parts; anything else as text. `Grade.reason` is one of
 
     correct      the answer equals the gold
     wrong        it does not
-    no_answer    there is no complete box
+    no_answer    nothing of what the mode looks for
     empty        the last box is empty; an earlier one is not looked at
-    shotgun      more than three different values are boxed, empty boxes not counted
+    truncated    a box or tag opens after the last complete one and is never closed
+    shotgun      more than three different values are boxed (two anchored, one tagged)
+    hedge        the answer takes itself back: or, not, maybe
     thinking     a <think> is never closed
-    limit        longer than 4,096 bytes, or over the budget, and not the gold's text
-    gold_empty   the gold is empty or undefined (1/0); `correct` is None
+    limit        over a limit of size or over the budget, and not the gold's text
+    gold_empty   the gold is empty or has no value (1/0); `correct` is None
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from fastrl.errors import UsageError
-from fastrl.types import Grade
 
 REASONS = (
     "correct",
     "wrong",
     "no_answer",
     "empty",
+    "truncated",
     "shotgun",
+    "hedge",
     "thinking",
     "limit",
     "gold_empty",
 )
-MODES = ("box",)
+MODES = ("box", "box_or_anchor", "flexible", "hash4", "choice", "tag")
 CONTENTS = ("completion", "answer")
 
 
+class Grade(NamedTuple):
+    """A verdict on one response."""
+
+    correct: bool | None  # None where the gold cannot be read
+    answer: str | None  # the extracted answer
+    reason: str  # one of REASONS
+    span: tuple[int, int] | None = None  # byte offsets of the answer in the UTF-8 completion
+
+
+@dataclass(frozen=True)
+class GradingPolicy:
+    """What a reasonable person may rule either way."""
+
+    shotgun: Literal["wrong", "last"] = "wrong"  # "last": the last value pays, however many
+    bare_percent: bool = True  # 50 is right for 50 %, and 50 % for 50
+    six_digits: bool = False  # a decimal right to six significant digits is right for an exact gold
+
+
+class Gold:
+    """A gold answer, compiled once for many completions.
+
+    `kind` is "number", "expression", "list", "set", "tuple", "interval", "matrix", "relation",
+    "option" or "text"; `problem` is "" or says why nothing can be compared with it ("empty",
+    "undefined") or only its own text ("limit").
+    """
+
+    __slots__ = ("_compiled",)
+
+    def __init__(self, text: str | bytes) -> None:
+        from fastrl import _C
+
+        self._compiled = _C.Gold(text)
+
+    @classmethod
+    def compile(cls, text: str | bytes) -> Gold:
+        """The compiled gold; never fails, see `is_readable`."""
+        return cls(text)
+
+    @property
+    def text(self) -> str:
+        """The source."""
+        return self._compiled.text
+
+    @property
+    def kind(self) -> str:
+        """What it was read as."""
+        return self._compiled.kind
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be compared, or ""."""
+        return self._compiled.problem
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether completions get a verdict with it."""
+        return self._compiled.is_readable
+
+    def __repr__(self) -> str:
+        return f"Gold({self.text!r}, {self.kind})"
+
+
+class Packed(NamedTuple):
+    """Completions end to end: number i is `buffer[offsets[i]:offsets[i + 1]]`, in bytes."""
+
+    buffer: Any  # bytes, or anything with the buffer protocol
+    offsets: Any  # int64, one more than there are completions
+
+
+AnyGold = str | bytes | Gold
+
+
 def grade(
-    completions: Sequence[str | bytes],
-    golds: Sequence[str | bytes],
+    completions: Sequence[str | bytes] | Packed,
+    golds: Sequence[AnyGold | Iterable[AnyGold]],
     *,
     mode: str = "box",
     content: str = "completion",
     threads: int = 0,
     budget_ops: int = 20_000,
+    policy: GradingPolicy = GradingPolicy(),  # noqa: B008 (frozen)
 ) -> list[Grade]:
-    """One verdict a completion; `golds` are the right answers, one each.
+    """One verdict a completion; `golds` are the right answers, one each or several of which any do.
 
     `content` "answer" takes each completion as the answer itself. `threads` 0 uses every core; the
     verdicts are the same for any number. `budget_ops` bounds one comparison, in products of
-    nine-digit limbs: no clock, so that a verdict does not depend on the load. Spans are offsets in
-    UTF-8 bytes, without the white space around the answer. Raises UsageError for a mode or content
-    that is not known, for lists of unequal length, and for a negative budget or number of threads.
+    18-digit limbs, nodes and comparisons: no clock, so that a verdict does not depend on the load.
+    Spans are offsets in UTF-8 bytes, without the white space around the answer; of boxes side by
+    side that are one list, from the first to the last. Raises UsageError for a mode, content or
+    policy that is not known, for lists of unequal length, and for a negative budget or number of
+    threads.
     """
     from fastrl import _C
 
-    if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}; allowed: {', '.join(MODES)}")
-    if content not in CONTENTS:
-        raise UsageError(f"content is {content!r}; allowed: {', '.join(CONTENTS)}")
-    if len(completions) != len(golds):
-        raise UsageError(
-            f"{len(completions)} completions came with {len(golds)} golds; give one each"
-        )
+    _check("mode", mode, MODES)
+    _check("content", content, CONTENTS)
+    _check("policy.shotgun", policy.shotgun, ("wrong", "last"))
     for name, value in (("threads", threads), ("budget_ops", budget_ops)):
         if value < 0:
             raise UsageError(f"{name} is {value}; it must not be negative")
-    texts, wanted = ([_bytes(t) for t in side] for side in (completions, golds))
-    cells = _C.grade(texts, wanted, content == "answer", budget_ops, threads or os.cpu_count() or 1)
-    return [_grade(text, *row) for text, row in zip(texts, cells.tolist(), strict=True)]
-
-
-def _bytes(text: str | bytes) -> bytes:
-    # a lone surrogate, which a broken decoder can leave behind, must not stop a batch
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-
-
-def _grade(text: bytes, reason: int, begin: int, end: int) -> Grade:
-    name = REASONS[reason]
-    found = begin >= 0
-    return Grade(
-        correct=None if name == "gold_empty" else name == "correct",
-        answer=text[begin:end].decode("utf-8", "replace") if found else None,
-        reason=name,
-        span=(begin, end) if found else None,
+    packed = isinstance(completions, Packed)
+    count = len(completions.offsets) - 1 if isinstance(completions, Packed) else len(completions)
+    if count != len(golds):
+        raise UsageError(f"{count} completions came with {len(golds)} golds; give one each")
+    return _C.grade(
+        completions[0] if packed else completions,
+        completions[1] if packed else None,
+        [_compiled(g) for g in golds],
+        MODES.index(mode),
+        content == "answer",
+        budget_ops,
+        threads or os.cpu_count() or 1,
+        policy.shotgun == "last",
+        policy.bare_percent,
+        policy.six_digits,
+        Grade,
+        REASONS,
     )
 
 
-@dataclass
-class FileSummary:
-    """What `grade_file` did."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-    bad_lines: list[str] = field(default_factory=list)  # a sentence each
-
-    def __str__(self) -> str:
-        graded = sum(self.reasons.values())
-        share = f", {100 * self.reasons['correct'] / graded:.1f} % correct" if graded else ""
-        counts = ", ".join(f"{name} {n}" for name, n in self.reasons.most_common())
-        return f"{graded} graded{share}" + (f" ({counts})" if counts else "")
+def _compiled(gold: Any) -> Any:
+    if type(gold) is str:
+        return gold
+    if isinstance(gold, Gold):
+        return gold._compiled
+    return gold if isinstance(gold, bytes) else [_compiled(one) for one in gold]
 
 
-def grade_file(source: str, target: str, *, batch: int = 4096) -> FileSummary:
-    """Grade the objects of a JSONL file and write them with `correct`, `answer` and `reason`.
-
-    An object holds `prediction` and `gold`, and may hold `mode`. "-" is standard input or output; a
-    reader of standard output that goes away ends the work. A line that cannot be read is left out
-    of the result, named in `bad_lines` and on stderr. Raises UsageError for a file that cannot be
-    opened, and where both are the same file.
-    """
-    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise UsageError(f"{target} is the file to be read; give another --out")
-    summary = FileSummary()
-    with _reading(source) as lines, _writing(target) as out:
-        try:
-            _grade_lines(source, lines, out, batch, summary)
-            out.flush()
-        except BrokenPipeError:
-            if target != "-":
-                raise
-            # what is left in the buffer would fail once more when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return summary
+def _check(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _grade_lines(
-    source: str, lines: BinaryIO, out: BinaryIO, batch: int, summary: FileSummary
-) -> None:
-    rows: list[dict] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_row(line))
-        except ValueError as error:
-            sentence = f"line {number} of {source} was left out: {error}"
-            summary.bad_lines.append(sentence)
-            print(f"fastrl: {sentence}", file=sys.stderr)
-        if len(rows) == batch:
-            _grade_rows(rows, out, summary)
-            rows = []
-    _grade_rows(rows, out, summary)
-
-
-def _row(line: bytes) -> dict:
-    try:
-        row = json.loads(line.rstrip().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("its lists are nested too deeply") from None
-    if not isinstance(row, dict):
-        raise ValueError("it is not an object; give {prediction, gold}")
-    for key in ("prediction", "gold"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"its {key!r} is missing or no string")
-    if row.get("mode", "box") not in MODES:
-        raise ValueError(f"its mode {row['mode']!r} is not known; allowed: {', '.join(MODES)}")
-    return row
-
-
-def _grade_rows(rows: list[dict], out: BinaryIO, summary: FileSummary) -> None:
-    grades = grade([r["prediction"] for r in rows], [r["gold"] for r in rows])
-    for row, verdict in zip(rows, grades, strict=True):
-        row |= {"correct": verdict.correct, "answer": verdict.answer, "reason": verdict.reason}
-        # a lone surrogate has no UTF-8; "backslashreplace" writes it as JSON's own escape
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        out.write(text + b"\n")
-        summary.reasons[verdict.reason] += 1
-
-
-def _reading(source: str) -> AbstractContextManager[BinaryIO]:
-    if source == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(source).open("rb")
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {source}: {error.strerror}; give a JSONL file or -"
-        ) from None
-
-
-def _writing(target: str) -> AbstractContextManager[BinaryIO]:
-    if target == "-":
-        return nullcontext(sys.stdout.buffer)
-    try:
-        return Path(target).open("wb")
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}; give another --out") from None
+def count_reasons(grades: Iterable[Grade]) -> Counter[str]:
+    """How often each reason was given, every one of REASONS present, in their order."""
+    counts = Counter(dict.fromkeys(REASONS, 0))
+    counts.update(g.reason for g in grades)
+    return counts

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fastrl.config import RewardConfig
 from fastrl.errors import UsageError
-from fastrl.grading import grade
-from fastrl.types import Completion, Grade, Prompt, Scored
+from fastrl.grading import Grade, grade
+from fastrl.types import Completion, Prompt, Scored
 
 RewardFunction = Callable[..., list[float | None]]
 

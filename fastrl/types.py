@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from fastrl.grading import Grade
+
 
 class Policy(Protocol):
     """What the loop asks of a model: hidden states of packed rows, and the head over them."""
@@ -55,16 +57,6 @@ class Completion:
     log_kept_mass: tuple[float, ...]  # log of the mass that top-k/top-p/min-p kept; 0 without
     finish_reason: str  # "stop", "length", "cancelled" or "error"
     stop_reason: str | None = None  # the stop string that ended it; None for an end token
-
-
-@dataclass(frozen=True)
-class Grade:
-    """A verdict on one response."""
-
-    correct: bool | None  # None where the gold cannot be read
-    answer: str | None  # the extracted answer
-    reason: str  # a reason code, documented in grading.py
-    span: tuple[int, int] | None = None  # byte offsets of the answer in the UTF-8 completion
 
 
 @dataclass(frozen=True)

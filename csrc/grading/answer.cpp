@@ -1,0 +1,267 @@
+#include "answer.h"
+
+#include <algorithm>
+
+#include "words.h"
+
+namespace fastrl::grading {
+
+namespace {
+
+constexpr int64_t kGoldBudget = 20'000;
+
+bool is_plain_integer(std::string_view text) {
+    if (!text.empty() && text[0] == '-') text.remove_prefix(1);
+    return !text.empty() && std::all_of(text.begin(), text.end(), is_digit);
+}
+
+// Whether two plain integers are the same: by their digits.
+bool same_integer(std::string_view a, std::string_view b) {
+    const auto normal = [](std::string_view text, bool& negative) {
+        negative = text[0] == '-';
+        if (negative) text.remove_prefix(1);
+        text.remove_prefix(std::min(text.find_first_not_of('0'), text.size()));
+        negative = negative && !text.empty();
+        return text;
+    };
+    bool a_negative, b_negative;
+    const auto x = normal(a, a_negative), y = normal(b, b_negative);
+    return a_negative == b_negative && x == y;
+}
+
+// -\frac{A}{A} of one long integer over itself: 1 or -1 without a limit, "" for anything else.
+std::string_view quotient_of_same(std::string_view text) {
+    const bool negative = !text.empty() && text[0] == '-';
+    if (negative) text = trim(text.substr(1));
+    std::string_view top, bottom;
+    const auto take = [&](std::string_view word) {
+        if (text.substr(0, word.size()) != word) return false;
+        text.remove_prefix(word.size());
+        return true;
+    };
+    const auto digits = [&](std::string_view& into) {
+        const size_t size = std::min(text.find_first_not_of("0123456789"), text.size());
+        into = text.substr(0, size);
+        text.remove_prefix(size);
+        return size > 0;
+    };
+    const bool fraction = take("\\frac{") || take("\\dfrac{") || take("\\tfrac{");
+    const bool read = fraction ? digits(top) && take("}{") && digits(bottom) && take("}")
+                               : digits(top) && take("/") && digits(bottom);
+    if (!read || !text.empty() || top != bottom || top.find_first_not_of('0') == std::string_view::npos)
+        return {};
+    return negative ? "-1" : "1";
+}
+
+Option find_option(const Tokens& tokens) {
+    const auto& all = tokens.tokens;
+    size_t at = 0;
+    const bool bracket = all[0].kind == Tok::open && all[0].id == '(';
+    at += bracket;
+    const auto letter = tokens.text(all[at]);
+    if ((all[at].kind != Tok::symbol && all[at].kind != Tok::word) || letter.size() != 1 ||
+        !is_upper(letter[0]))
+        return {};
+    ++at;
+    const bool marked = bracket ? all[at].kind == Tok::close && all[at].id == ')'
+                                : (all[at].kind == Tok::close && all[at].id == ')') ||
+                                      all[at].kind == Tok::period || all[at].kind == Tok::colon;
+    if (bracket && !marked) return {};
+    at += marked;
+    if (all[at].kind == Tok::period || all[at].kind == Tok::colon) ++at;
+    if (all[at].kind == Tok::stop) return {letter[0], {}};
+    if (!marked) return {};
+    // after (B) no other option and no word that takes it back
+    for (size_t i = at; all[i].kind != Tok::stop; ++i) {
+        if (all[i].kind == Tok::word && is_hedge(tokens.text(all[i]))) return {};
+        const auto next = tokens.text(all[std::min(i + 1, all.size() - 1)]);
+        if (all[i].kind == Tok::open && next.size() == 1 && is_upper(next[0]) &&
+            all[std::min(i + 2, all.size() - 1)].kind == Tok::close)
+            return {};
+    }
+    switch (all[at].kind) {  // (A)^2, (A)+1, (A)(B) are expressions
+        case Tok::caret: case Tok::plus: case Tok::times: case Tok::slash: case Tok::underscore:
+        case Tok::bang: case Tok::open: case Tok::prime: case Tok::relation: case Tok::cup:
+        case Tok::cap: case Tok::set_minus: case Tok::comma: case Tok::in:
+            if (all[at].kind != Tok::open) return {};
+            break;
+        default: break;
+    }
+    return {letter[0], std::string_view(tokens.source).substr(all[at].begin)};
+}
+
+bool has_hedge(const Tokens& tokens) {
+    return std::any_of(tokens.tokens.begin(), tokens.tokens.end(), [&](const Token& token) {
+        return token.kind == Tok::word && is_hedge(tokens.text(token));
+    });
+}
+
+}  // namespace
+
+void fold(std::string_view text, std::string& folded) {
+    text = trim(text);
+    while (text.size() >= 2 && text.front() == '$' && text.back() == '$' &&
+           text[text.size() - 2] != '\\')
+        text = trim(text.substr(1, text.size() - 2));
+    folded.clear();
+    for (const char c : text) {
+        if (!is_space(c)) folded += c;
+        else if (folded.back() != ' ') folded += ' ';
+    }
+}
+
+void Answer::read(std::string_view answer) {
+    fold(answer, text);
+    option = {};
+    root = -1;
+    reading = Reading::unreadable;
+    tokens.clear();
+    is_integer = is_plain_integer(text) && text.size() <= kLongestAnswer;
+    if (text.empty()) return;
+    if (text.size() > kLongestAnswer) {
+        const auto short_text = quotient_of_same(text);
+        reading = Reading::limit;
+        if (short_text.empty()) return;
+        tokenize(short_text, false, tokens);
+        reading = parse(tokens, tree, root);
+        return;
+    }
+    tokenize(text, false, tokens);
+    option = find_option(tokens);
+    reading = parse(tokens, tree, root);
+}
+
+bool Answer::read_as_list(std::string_view answer) {
+    fold(answer, text);
+    tokenize(text, true, tokens);
+    reading = parse(tokens, tree, root);
+    return reading == Reading::ok;
+}
+
+Gold::Gold(std::string_view text) : source_(text) {
+    answer_.read(text);
+    hedges_ = has_hedge(answer_.tokens);
+    if (answer_.text.empty()) {
+        readable_ = false;
+        problem_ = "empty";
+        return;
+    }
+    if (answer_.is_integer) return;
+    if (answer_.reading == Reading::limit) problem_ = "limit";
+    if (answer_.reading != Reading::ok) return;
+    Budget budget{kGoldBudget};
+    const Rules rules;
+    Comparer comparer(budget, rules);
+    const Match match = comparer.equal(answer_.ref(), answer_.ref());
+    if (match == Match::limit) problem_ = "limit";
+    if (match != Match::yes && comparer.saw_undefined()) {
+        readable_ = false;
+        problem_ = "undefined";
+    }
+    if (answer_.tree.at(answer_.root).flags & kWasGrouped) {
+        as_list_ = std::make_unique<Answer>();
+        if (!as_list_->read_as_list(text)) as_list_.reset();
+    }
+}
+
+bool Gold::is_listed() const {
+    if (answer_.reading != Reading::ok) return false;
+    const Node& node = answer_.tree.at(answer_.root);
+    return node.kind == Kind::list || node.kind == Kind::set || (node.flags & kHasSign) || as_list_;
+}
+
+const char* Gold::kind() const {
+    if (answer_.option.letter) return "option";
+    if (answer_.reading != Reading::ok) return "text";
+    const Node& node = answer_.tree.at(answer_.root);
+    switch (node.kind) {
+        case Kind::number: return "number";
+        case Kind::texts: return "text";
+        case Kind::list: return "list";
+        case Kind::set: return "set";
+        case Kind::tuple: return "tuple";
+        case Kind::interval: case Kind::union_of: case Kind::intersection: case Kind::difference:
+        case Kind::number_set:
+            return "interval";
+        case Kind::matrix: return "matrix";
+        case Kind::relation: case Kind::member: return "relation";
+        default: return node.flags & kHasSymbol ? "expression" : "number";
+    }
+}
+
+bool Gold::is_hedged(const Answer& answer) const { return !hedges_ && has_hedge(answer.tokens); }
+
+Match Gold::equals(std::string_view text, Answer& scratch, int64_t budget_ops,
+                   const Rules& rules) const {
+    if (answer_.is_integer) {
+        // the commonest pair needs no tree
+        const auto bare = trim(text);
+        if (is_plain_integer(bare) && bare.size() <= kLongestAnswer) {
+            scratch.tokens.clear();
+            return same_integer(answer_.text, bare) ? Match::yes : Match::no;
+        }
+    }
+    scratch.read(text);
+    if (scratch.text == answer_.text) return Match::yes;
+    Budget budget{budget_ops};
+    if (!budget.spend(1)) return Match::limit;
+    if (answer_.reading == Reading::limit || scratch.reading == Reading::limit) return Match::limit;
+    const Match match = compare(scratch, budget, rules);
+    if (match != Match::no || scratch.root < 0) return match;
+    // 1,234 beside a list is a list as well
+    const Kind kind = scratch.tree.at(scratch.root).kind;
+    if (as_list_ && kind == Kind::list)
+        return Comparer(budget, rules).equal(as_list_->ref(), scratch.ref());
+    if ((scratch.tree.at(scratch.root).flags & kWasGrouped) && answer_.root >= 0 &&
+        answer_.tree.at(answer_.root).kind == Kind::list && scratch.read_as_list(text))
+        return Comparer(budget, rules).equal(answer_.ref(), scratch.ref());
+    return Match::no;
+}
+
+Match Gold::compare(const Answer& answer, Budget& budget, const Rules& rules) const {
+    bool decided = false;
+    const Match option = compare_options(answer, budget, rules, decided);
+    if (decided) return option;
+    if (answer_.reading == Reading::ok && answer.reading == Reading::ok)
+        return Comparer(budget, rules).equal(answer_.ref(), answer.ref());
+    if (answer_.reading != answer.reading) return Match::no;
+    // neither can be read: as text without its layout
+    const auto bare = [](const Tokens& tokens) {
+        return canonical_text(tokens, 0, tokens.tokens.size());
+    };
+    return bare(answer_.tokens) == bare(answer.tokens) ? Match::yes : Match::no;
+}
+
+// Option letters with or without their text.
+Match Gold::compare_options(const Answer& answer, Budget& budget, const Rules& rules,
+                            bool& decided) const {
+    const Option &asked = answer_.option, &given = answer.option;
+    if (!asked.letter && !given.letter) return Match::no;
+    const auto same = [&](std::string_view gold_text, const Answer* gold, std::string_view text,
+                          const Answer* read) {
+        Answer a, b;
+        if (!gold) a.read(gold_text);
+        if (!read) b.read(text);
+        const Answer &x = gold ? *gold : a, &y = read ? *read : b;
+        if (x.text == y.text) return Match::yes;
+        if (x.reading != Reading::ok || y.reading != Reading::ok) return Match::no;
+        return Comparer(budget, rules).equal(x.ref(), y.ref());
+    };
+    if (asked.letter && given.letter) {
+        decided = true;
+        if (asked.letter != given.letter) return Match::no;
+        if (asked.rest.empty() || given.rest.empty()) return Match::yes;
+        return same(asked.rest, nullptr, given.rest, nullptr);
+    }
+    if (asked.letter && !asked.rest.empty()) {
+        decided = true;
+        return same(asked.rest, nullptr, {}, &answer);
+    }
+    if (given.letter && !given.rest.empty()) {
+        decided = true;
+        return same({}, &answer_, given.rest, nullptr);
+    }
+    return Match::no;
+}
+
+}  // namespace fastrl::grading

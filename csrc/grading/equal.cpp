@@ -1,0 +1,276 @@
+#include "equal.h"
+
+#include <algorithm>
+
+#include "intervals.h"
+#include "words.h"
+
+namespace fastrl::grading {
+
+namespace {
+
+constexpr size_t kLargestMatching = 64;
+
+// What a value is measured in, taken off it.
+struct Stripped {
+    Ref value;
+    Unit unit;
+    bool percent = false;
+};
+
+Stripped strip(Ref ref) {
+    Stripped found;
+    for (;;) {
+        const Node& node = *ref;
+        if (node.kind == Kind::measured) found.unit = ref.tree->units[node.value];
+        else if (node.kind == Kind::degrees) found.unit = {{kDegreeUnit, 1}};
+        else if (node.kind == Kind::percent) found.percent = true;
+        else break;
+        ref = ref.child(0);
+    }
+    found.value = ref;
+    return found;
+}
+
+bool has_open_sign(const Ref& ref) { return (ref->flags & kHasSign) && ref.sign == 0; }
+
+bool is_listed(const Ref& ref) {
+    return ref->kind == Kind::list || ref->kind == Kind::set || has_open_sign(ref);
+}
+
+bool is_region(const Ref& ref) {
+    switch (ref->kind) {
+        case Kind::interval: case Kind::union_of: case Kind::intersection: case Kind::difference:
+        case Kind::number_set: case Kind::member:
+            return true;
+        case Kind::relation: return !is_equation(ref);
+        default: return false;
+    }
+}
+
+}  // namespace
+
+Refs children_of(const Ref& ref) {
+    Refs children;
+    children.reserve(static_cast<size_t>(ref->count));
+    for (int32_t i = 0; i < ref->count; ++i) children.push_back(ref.child(i));
+    return children;
+}
+
+Refs members_of(const Ref& ref) {
+    const bool listed = ref->kind == Kind::list || ref->kind == Kind::set;
+    Refs members;
+    for (const Ref& member : listed ? children_of(ref) : Refs{ref}) {
+        if (!has_open_sign(member)) {
+            members.push_back(member);
+            continue;
+        }
+        for (const int8_t sign : {int8_t{1}, int8_t{-1}}) {
+            members.push_back(member);
+            members.back().sign = sign;
+        }
+    }
+    return members;
+}
+
+Relation relation_after(const Ref& relation, int32_t member) {
+    return relation.tree->relations[relation->value + member];
+}
+
+bool is_equation(const Ref& relation) {
+    if (relation->kind != Kind::relation) return false;
+    for (int32_t i = 0; i + 1 < relation->count; ++i)
+        if (relation_after(relation, i) != Relation::equal) return false;
+    return true;
+}
+
+Match Comparer::equal(const Ref& gold, const Ref& answer) {
+    if (!budget_.spend(1) || depth_ > 4 * kDeepest) return Match::limit;
+    ++depth_;
+    const Stripped asked = strip(gold), given = strip(answer);
+    Match match = Match::no;
+    if (asked.unit.empty() || given.unit.empty() || asked.unit == given.unit) {
+        if (asked.percent == given.percent) {
+            match = parts(asked.value, given.value);
+        } else {
+            Ref a = asked.value, b = given.value;
+            (asked.percent ? a : b).hundredths = true;
+            match = parts(a, b);
+            if (match == Match::no && rules_.bare_percent) match = parts(asked.value, given.value);
+        }
+    }
+    --depth_;
+    return match;
+}
+
+Match Comparer::parts(const Ref& gold, const Ref& answer) {
+    const Kind g = gold->kind, a = answer->kind;
+    if (g == Kind::member && answer->kind == Kind::member &&
+        !same_name(gold.child(0), answer.child(0)))
+        return Match::no;
+    if (g == Kind::member && is_listed(gold.child(1))) return equal(gold.child(1), answer);
+    if (a == Kind::member && is_listed(answer.child(1))) return equal(gold, answer.child(1));
+    if (is_region(gold) || is_region(answer)) return regions(gold, answer);
+    if (is_listed(gold) || is_listed(answer)) {
+        const Refs golds = members_of(gold), answers = members_of(answer);
+        const bool both = is_listed(gold) && is_listed(answer);
+        if (!both && (g == Kind::tuple || a == Kind::tuple) && (g == Kind::list || a == Kind::list))
+            return g == Kind::tuple ? in_order(children_of(gold), answers)
+                                    : in_order(golds, children_of(answer));
+        if (!both && golds.size() == 1 && answers.size() == 1) return equal(golds[0], answers[0]);
+        const bool as_sets = g == Kind::set || a == Kind::set || has_open_sign(gold) ||
+                             has_open_sign(answer);
+        if (both || has_open_sign(gold) || has_open_sign(answer))
+            return in_any_order(golds, answers, as_sets);
+        return Match::no;
+    }
+    if (g == Kind::relation && a == Kind::relation) return relations(gold, answer);
+    if (g == Kind::relation) return value_of_relation(gold, answer, true);
+    if (a == Kind::relation) return value_of_relation(answer, gold, false);
+    if (g == Kind::ratio && a == Kind::ratio) return ratios(gold, answer);
+    if (g < Kind::list && a < Kind::list) return expressions(gold, answer);
+    if (g != a) return Match::no;
+    switch (g) {
+        case Kind::texts:
+            return gold.tree->texts[gold->value] == answer.tree->texts[answer->value] ? Match::yes
+                                                                                      : Match::no;
+        case Kind::matrix:
+            if (gold->value != answer->value) return Match::no;
+            [[fallthrough]];
+        case Kind::tuple: return in_order(children_of(gold), children_of(answer));
+        default: return Match::no;
+    }
+}
+
+// Sets of real numbers by their intervals; what cannot be put on the line, part by part.
+Match Comparer::regions(const Ref& gold, const Ref& answer) {
+    const Kind kind = gold->kind;
+    const bool same_kind = kind == answer->kind;
+    if (same_kind && kind == Kind::interval && gold->id == answer->id) {
+        const Match match = in_order(children_of(gold), children_of(answer));
+        if (match == Match::yes) return match;
+    }
+    RealSet a, b;
+    if (RealSet::read(gold, budget_, a) && RealSet::read(answer, budget_, b))
+        return a.equals(b) ? Match::yes : Match::no;
+    if (budget_.over()) return Match::limit;
+    if (kind == Kind::relation || answer->kind == Kind::relation) {
+        if (same_kind) return relations(gold, answer);
+        return Match::no;
+    }
+    if (!same_kind) return Match::no;
+    switch (kind) {
+        case Kind::number_set: return gold->id == answer->id ? Match::yes : Match::no;
+        case Kind::union_of: case Kind::intersection:
+            return in_any_order(children_of(gold), children_of(answer), false);
+        case Kind::difference: return in_order(children_of(gold), children_of(answer));
+        case Kind::member: return equal(gold.child(1), answer.child(1));
+        default: return Match::no;
+    }
+}
+
+Match Comparer::in_order(const Refs& golds, const Refs& answers) {
+    if (golds.size() != answers.size()) return Match::no;
+    for (size_t i = 0; i < golds.size(); ++i)
+        if (const Match match = equal(golds[i], answers[i]); match != Match::yes) return match;
+    return Match::yes;
+}
+
+// Each gold with an answer of its own. Equality is not transitive (0.3 and 0.34 both match a gold
+// of 0.3 and 0.34 matches another), so that a greedy choice is mended along augmenting paths.
+Match Comparer::in_any_order(Refs golds, Refs answers, bool as_sets) {
+    if (as_sets) {
+        drop_twins(golds);
+        drop_twins(answers);
+    }
+    const size_t n = golds.size();
+    if (n != answers.size()) return Match::no;
+    std::vector<int> owner(n, -1);  // the gold that an answer is given to
+    bool limit = false;
+    std::vector<size_t> left;
+    for (size_t i = 0; i < n; ++i) {
+        bool found = false;
+        for (size_t k = 0; k < n && !found; ++k) {
+            const size_t j = (i + k) % n;
+            if (owner[j] >= 0) continue;
+            const Match match = equal(golds[i], answers[j]);
+            limit = limit || match == Match::limit;
+            found = match == Match::yes;
+            if (found) owner[j] = static_cast<int>(i);
+            if (budget_.over()) return Match::limit;
+        }
+        if (!found) left.push_back(i);
+    }
+    if (left.empty()) return Match::yes;
+    if (limit) return Match::limit;
+    if (n > kLargestMatching) return Match::no;
+    for (const size_t start : left) {
+        // breadth first over golds; `from[j]` is the gold that first reached answer j
+        std::vector<int> from(n, -1);
+        std::vector<size_t> queue{start};
+        int end = -1;
+        for (size_t at = 0; at < queue.size() && end < 0; ++at)
+            for (size_t j = 0; j < n && end < 0; ++j) {
+                if (from[j] >= 0) continue;
+                const Match match = equal(golds[queue[at]], answers[j]);
+                if (budget_.over()) return Match::limit;
+                if (match != Match::yes) continue;
+                from[j] = static_cast<int>(queue[at]);
+                if (owner[j] < 0) end = static_cast<int>(j);
+                else queue.push_back(static_cast<size_t>(owner[j]));
+            }
+        if (end < 0) return Match::no;
+        for (int j = end; j >= 0;) {
+            const int gold = from[j];
+            const auto before = std::find(owner.begin(), owner.end(), gold);
+            const int next = before == owner.end() ? -1 : static_cast<int>(before - owner.begin());
+            owner[j] = gold;
+            if (next >= 0 && next != j) owner[next] = -1;
+            j = gold == static_cast<int>(start) ? -1 : next;
+        }
+    }
+    return Match::yes;
+}
+
+void Comparer::drop_twins(Refs& refs) {
+    Refs kept;
+    for (const Ref& ref : refs) {
+        const bool known = std::any_of(kept.begin(), kept.end(), [&](const Ref& other) {
+            return !budget_.over() && equal(other, ref) == Match::yes;
+        });
+        if (!known) kept.push_back(ref);
+    }
+    refs = std::move(kept);
+}
+
+// a : b : c up to a factor; a part of zero makes it a time of day or nothing, which is compared as
+// it stands.
+Match Comparer::ratios(const Ref& gold, const Ref& answer) {
+    const Refs a = children_of(gold), b = children_of(answer);
+    if (a.size() != b.size()) return Match::no;
+    const Match same = in_order(a, b);
+    if (same != Match::no) return same;
+    const auto is_zero = [&](const Ref& ref) {
+        Rational value;
+        return exact(ref, {}, value, budget_) == Status::ok && value.is_zero();
+    };
+    if (std::any_of(a.begin(), a.end(), is_zero) || std::any_of(b.begin(), b.end(), is_zero))
+        return Match::no;
+    for (size_t i = 1; i < a.size(); ++i) {
+        const Ref gold_pair[2] = {a[0], a[i]}, pair[2] = {b[0], b[i]};
+        uint64_t cells[4];
+        for (const uint64_t prime : {kPrime, kSecondPrime}) {
+            Status s = modular(gold_pair[0], prime, 0, cells[0], budget_);
+            if (s == Status::ok) s = modular(gold_pair[1], prime, 0, cells[1], budget_);
+            if (s == Status::ok) s = modular(pair[0], prime, 0, cells[2], budget_);
+            if (s == Status::ok) s = modular(pair[1], prime, 0, cells[3], budget_);
+            if (s == Status::limit) return Match::limit;
+            if (s != Status::ok) return Match::no;
+            if (multiply(cells[0], cells[3], prime) != multiply(cells[1], cells[2], prime))
+                return Match::no;
+        }
+    }
+    return Match::yes;
+}
+
+}  // namespace fastrl::grading

@@ -1,0 +1,141 @@
+#include "grade.h"
+
+#include <algorithm>
+
+#include "../parallel.h"
+
+namespace fastrl::grading {
+
+namespace {
+
+constexpr int kMostThreads = 256;
+
+// What one thread uses again and again.
+struct Scratch {
+    Found found;
+    Answer answer;
+};
+
+// Whether more than the allowed number of different values is given. Each is read once, and what all
+// the comparisons cost comes out of one budget.
+bool is_shotgun(const Found& found, const Options& options) {
+    const auto& values = found.values;
+    if (values.size() <= found.most_values) return false;
+    Budget budget{options.budget_ops};
+    std::vector<Gold> different;
+    Answer scratch;
+    std::string_view last;
+    // the last ones first: what is compared with the gold is among them
+    for (size_t i = values.size(); i-- > 0;) {
+        if (values[i] == last) continue;
+        last = values[i];
+        const bool known = std::any_of(different.begin(), different.end(), [&](const Gold& other) {
+            const auto cost = static_cast<int64_t>(64 + last.size());
+            return budget.spend(cost) &&
+                   other.equals(last, scratch, options.budget_ops, options.rules) == Match::yes;
+        });
+        if (known) continue;
+        if (different.size() == found.most_values) return true;
+        different.emplace_back(last);
+    }
+    return false;
+}
+
+// One answer against the golds, of which any will do.
+Reason compare(std::string_view text, const std::vector<const Gold*>& golds, const Options& options,
+               Scratch& scratch) {
+    Reason reason = Reason::wrong;
+    for (const Gold* gold : golds) {
+        if (!gold->is_readable()) continue;
+        const Match match = gold->equals(text, scratch.answer, options.budget_ops, options.rules);
+        if (match == Match::yes) return Reason::correct;
+        if (match == Match::limit) reason = Reason::limit;
+        else if (reason == Reason::wrong && gold->is_hedged(scratch.answer)) reason = Reason::hedge;
+    }
+    return reason;
+}
+
+void set_span(Verdict& verdict, std::string_view completion, const char* begin, const char* end) {
+    verdict.begin = begin - completion.data();
+    verdict.end = end - completion.data();
+}
+
+Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& golds,
+                  const Options& options, Scratch& scratch) {
+    Verdict verdict;
+    Found& found = scratch.found;
+    if (options.is_answer) {
+        found.clear();
+        found.answer = trim(completion);
+        found.reason = found.answer.empty() ? Reason::empty : Reason::wrong;
+    } else {
+        extract(completion, options.mode, found);
+    }
+    verdict.reason = found.reason;
+    const bool has_answer = !found.answer.empty();
+    if (has_answer)
+        set_span(verdict, completion, found.answer.data(), found.answer.data() + found.answer.size());
+    if (std::none_of(golds.begin(), golds.end(), [](const Gold* g) { return g->is_readable(); })) {
+        verdict.reason = Reason::gold_empty;
+        return verdict;
+    }
+    if (options.last_of_many && found.reason == Reason::shotgun && has_answer)
+        verdict.reason = Reason::wrong;
+    if (verdict.reason != Reason::wrong) return verdict;
+    if (options.mode == Mode::choice && !options.is_answer) {
+        // letters without regard to case
+        size_t size;
+        const char letter = option_letter(found.answer, size);
+        for (const Gold* gold : golds) {
+            size_t gold_size;
+            const char wanted = option_letter(gold->source(), gold_size);
+            if (letter && lower(letter) == lower(wanted)) verdict.reason = Reason::correct;
+            if (letter && gold->source().size() == 1 && lower(gold->source()[0]) == lower(letter))
+                verdict.reason = Reason::correct;
+        }
+        if (letter) {
+            if (!options.last_of_many && is_shotgun(found, options)) verdict.reason = Reason::shotgun;
+            return verdict;
+        }
+    }
+    const bool listed = found.joined.size() > 1 &&
+                        std::any_of(golds.begin(), golds.end(), [](const Gold* gold) { return gold->is_listed(); });
+    if (listed) {
+        for (const auto part : found.joined) {
+            if (!verdict.joined.empty()) verdict.joined += ", ";
+            verdict.joined += part;
+        }
+        const auto last = found.joined.back();
+        set_span(verdict, completion, found.joined.front().data(), last.data() + last.size());
+        // they are one value
+        const size_t others = found.values.size() - std::min(found.values.size(), found.joined.size());
+        found.values.resize(others);
+        found.values.push_back(verdict.joined);
+    }
+    if (!options.last_of_many && is_shotgun(found, options)) {
+        verdict.reason = Reason::shotgun;
+        return verdict;
+    }
+    verdict.reason = compare(listed ? std::string_view(verdict.joined) : found.answer, golds, options, scratch);
+    return verdict;
+}
+
+}  // namespace
+
+void grade_all(const std::vector<std::string_view>& completions, const Golds& golds,
+               const Options& options, int threads, Verdict* verdicts) {
+    parallel_for(static_cast<int64_t>(completions.size()), std::min(threads, kMostThreads),
+                 [&](int64_t begin, int64_t end) {
+                     Scratch scratch;
+                     for (int64_t i = begin; i < end; ++i) {
+                         try {
+                             verdicts[i] = grade_one(completions[i], golds[i], options, scratch);
+                         } catch (...) {  // no memory: nothing leaves the thread
+                             verdicts[i] = Verdict{};
+                             verdicts[i].reason = Reason::limit;
+                         }
+                     }
+                 });
+}
+
+}  // namespace fastrl::grading
