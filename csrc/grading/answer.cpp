@@ -90,6 +90,25 @@ Option find_option(const Tokens& tokens) {
     return {letter[0], std::string_view(tokens.source).substr(all[at].begin)};
 }
 
+// {{{42}}}: all but one of the braces around the whole, in one pass.
+std::string_view without_braces(std::string_view text) {
+    const size_t lead = std::min(text.find_first_not_of('{'), text.size());
+    if (lead < 2) return text;
+    const size_t last = text.find_last_not_of('}');
+    if (last == std::string_view::npos || last < lead) return text;
+    size_t depth = lead, least = lead;
+    for (size_t i = lead; i <= last; ++i) {
+        if (text[i] == '\\') ++i;
+        else if (text[i] == '{') ++depth;
+        else if (text[i] == '}') least = std::min(least, --depth);
+        if (depth == 0) return text;
+    }
+    const size_t trail = text.size() - 1 - last;
+    if (depth != trail) return text;
+    const size_t strip = std::min(std::min(lead, trail), least) - 1;
+    return text.substr(strip, text.size() - 2 * strip);
+}
+
 bool has_hedge(const Tokens& tokens) {
     return std::any_of(tokens.tokens.begin(), tokens.tokens.end(), [&](const Token& token) {
         return token.kind == Tok::word && is_hedge(tokens.text(token));
@@ -103,6 +122,7 @@ void fold(std::string_view text, std::string& folded) {
     while (text.size() >= 2 && text.front() == '$' && text.back() == '$' &&
            text[text.size() - 2] != '\\')
         text = trim(text.substr(1, text.size() - 2));
+    text = without_braces(text);
     folded.clear();
     for (const char c : text) {
         if (!is_space(c)) folded += c;

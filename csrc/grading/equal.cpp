@@ -111,6 +111,8 @@ Match Comparer::parts(const Ref& gold, const Ref& answer) {
     if (g == Kind::member && is_listed(gold.child(1))) return equal(gold.child(1), answer);
     if (a == Kind::member && is_listed(answer.child(1))) return equal(gold, answer.child(1));
     if (is_region(gold) || is_region(answer)) return regions(gold, answer);
+    if (g == Kind::relation && a == Kind::list) return tuple_of_names(gold, answer, true);
+    if (a == Kind::relation && g == Kind::list) return tuple_of_names(answer, gold, false);
     if (is_listed(gold) || is_listed(answer)) {
         const Refs golds = members_of(gold), answers = members_of(answer);
         const bool both = is_listed(gold) && is_listed(answer);

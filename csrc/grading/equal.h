@@ -41,6 +41,7 @@ private:
     Match relations(const Ref& gold, const Ref& answer);
     Match inequalities(const Ref& gold, const Ref& answer);
     Match value_of_relation(const Ref& relation, const Ref& other, bool relation_is_gold);
+    Match tuple_of_names(const Ref& relation, const Ref& list, bool relation_is_gold);
     bool named_value(const Ref& relation, Ref& name, Ref& value);
     bool all_equal(const Refs& members, size_t from);
     bool same_name(const Ref& a, const Ref& b);

@@ -99,7 +99,11 @@ bool RealSet::read_node(const Ref& ref) {
                 pieces_.insert(pieces_.end(), other.pieces_.begin(), other.pieces_.end());
                 if (pieces_.size() > kMostPieces) return false;
             }
-            return normalize();
+            {
+                const bool apart = ref->kind == Kind::list || ref->id == kApart;
+                const size_t parts = pieces_.size();
+                return normalize() && !(apart && pieces_.size() != parts);
+            }
         case Kind::intersection: {
             if (!read_node(ref.child(0))) return false;
             for (int32_t i = 1; i < ref->count; ++i) {

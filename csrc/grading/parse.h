@@ -71,6 +71,7 @@ private:
     int32_t integer(uint64_t value) { return number({{false, Integer{value}, Integer{1}}}); }
     int32_t symbol(std::string_view name);
     int32_t with_sign(Kind sign, int32_t node);
+    int32_t scaled(const std::vector<int32_t>& factors, int32_t matrix, bool negative);
     bool is_plain_integer(int32_t node) const;
 
     // ---- lists and relations (parse_structure.cpp) ----

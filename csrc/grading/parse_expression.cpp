@@ -69,6 +69,12 @@ bool Parser::is_plain_integer(int32_t node) const {
 int32_t Parser::with_sign(Kind sign, int32_t node) {
     if (node < 0) return -1;
     const Node outer = tree_.at(node);
+    if (sign == Kind::negative && outer.kind == Kind::number) {
+        Number opposite = tree_.numbers[outer.value];
+        opposite.value = negated(std::move(opposite.value));
+        return number(std::move(opposite));
+    }
+    if (sign == Kind::negative && outer.kind == Kind::matrix) return scaled({integer(1)}, node, true);
     const uint16_t flags = sign == Kind::negative ? 0 : kHasSign;
     if (outer.kind != Kind::percent && outer.kind != Kind::degrees && outer.kind != Kind::measured)
         return expression(sign, {node}, 0, flags);
@@ -120,11 +126,13 @@ bool Parser::starts_factor() const {
         case Tok::symbol: case Tok::constant: case Tok::function: case Tok::group_open:
         case Tok::frac: case Tok::binomial: case Tok::root: case Tok::overline: case Tok::begin:
             return true;
-        case Tok::open: return now().id != '{' && now().id != '<';
+        case Tok::open:  // [2, 5[ is an interval
+            return now().id == '[' ? brackets_ == 0 : now().id != '{' && now().id != '<';
         case Tok::bar: return bars_ == 0 && builders_ == 0;
         case Tok::number: {
             const Tok before = tokens_.tokens[at_ - 1].kind;
-            return before == Tok::symbol || before == Tok::close || before == Tok::constant;
+            return before == Tok::symbol || before == Tok::close || before == Tok::constant ||
+                   before == Tok::bang;
         }
         default: return false;
     }
@@ -169,7 +177,32 @@ int32_t Parser::term() {
         }
         if (factors.back() < 0) return -1;
     }
-    return factors.size() == 1 ? factors[0] : expression(Kind::product, factors);
+    if (factors.size() == 1) return factors[0];
+    const auto is_matrix = [&](int32_t factor) { return tree_.at(factor).kind == Kind::matrix; };
+    const auto found = std::find_if(factors.begin(), factors.end(), is_matrix);
+    if (found != factors.end() && std::count_if(factors.begin(), factors.end(), is_matrix) == 1) {
+        const int32_t matrix = *found;
+        factors.erase(found);
+        return scaled(factors, matrix, false);
+    }
+    return expression(Kind::product, factors);
+}
+
+// A matrix times numbers: each cell times them.
+int32_t Parser::scaled(const std::vector<int32_t>& factors, int32_t matrix, bool negative) {
+    const Node node = tree_.at(matrix);
+    std::vector<int32_t> cells;
+    for (int32_t i = 0; i < node.count; ++i) {
+        std::vector<int32_t> parts = factors;
+        parts.push_back(tree_.child(node, i));
+        int32_t cell = negative ? with_sign(Kind::negative, parts.back())
+                                : expression(Kind::product, parts);
+        if (cell < 0) return -1;
+        cells.push_back(cell);
+    }
+    Node made{Kind::matrix};
+    made.value = node.value;
+    return add(made, cells);
 }
 
 // 1\frac{1}{2} and 1 1/2, of a proper fraction; else `whole` itself.
@@ -372,9 +405,10 @@ int32_t Parser::based_number(const NumberText& numeral) {
     const Integer radix{static_cast<uint64_t>(base)};
     Integer value;
     for (const char c : numeral.digits) {
-        if (c - '0' >= base) return fail();
+        const int digit = is_digit(c) ? c - '0' : c - 'A' + 10;
+        if (digit >= base) return fail();
         value = Integer::sum(Integer::product(value, radix, budget),
-                             Integer{static_cast<uint64_t>(c - '0')});
+                             Integer{static_cast<uint64_t>(digit)});
         if (budget.over()) return fail(Reading::limit);
     }
     return number({{false, std::move(value), Integer{1}}});

@@ -48,6 +48,7 @@ bool is_inequality(const Tree& tree, int32_t node) {
 
 Reading parse(Tokens& tokens, Tree& tree, int32_t& root) {
     tree.clear();
+    if (tokens.too_deep) return Reading::limit;
     Parser parser(tokens, tree);
     root = parser.answer();
     if (root < 0) return parser.reading() == Reading::limit ? Reading::limit : Reading::unreadable;
@@ -119,7 +120,11 @@ int32_t Parser::listed(std::vector<int32_t>& elements, bool any_or, bool any_and
     element_start_ = tree_.nodes.size();
     const bool sets = std::all_of(elements.begin(), elements.end(),
                                   [&](int32_t node) { return is_inequality(tree_, node); });
-    if (sets && any_or && !any_and) return add(Node{Kind::union_of}, elements);
+    if (sets && any_or && !any_and) {
+        Node spoken{Kind::union_of};
+        spoken.id = kApart;
+        return add(spoken, elements);
+    }
     if (sets && any_and && !any_or) return add(Node{Kind::intersection}, elements);
     return add(Node{Kind::list}, elements);
 }
@@ -332,6 +337,12 @@ int32_t Parser::bracketed() {
     --brackets_;
     builders_ = builders;
     bars_ = bars;
+    if (is(Tok::open, '[') && items.size() == 2 && (open == '[' || open == '(')) {
+        ++at_;  // [2, 5[
+        Node interval{Kind::interval};
+        interval.id = open == '[' ? kLeftClosed : 0;
+        return add(interval, items);
+    }
     if (!is(Tok::close)) return fail();
     const char close = static_cast<char>(now().id);
     ++at_;
@@ -525,6 +536,12 @@ bool Parser::unit(Unit& found) {
         if (is(Tok::currency)) name = now().id;
         if (is(Tok::percent) && !any) name = kPercentUnit;
         if (name == 0) break;
+        const bool per_hour = is(Tok::word) && (folded(word) == "mph" || folded(word) == "kph" ||
+                                                folded(word) == "kmh" || folded(word) == "kmph");
+        if (per_hour) {
+            name = find_unit(lower(word[0]) == 'm' ? "mi" : "km");
+            insert(found, find_unit("h"), -sign);
+        }
         ++at_;
         int32_t power = prefix ? prefix : 1;
         prefix = 0;

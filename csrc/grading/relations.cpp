@@ -79,6 +79,34 @@ bool Comparer::named_value(const Ref& relation, Ref& name, Ref& value) {
     return false;
 }
 
+// (x, y) = (1, 2) beside x = 1, y = 2.
+Match Comparer::tuple_of_names(const Ref& relation, const Ref& list, bool relation_is_gold) {
+    Ref name, value;
+    if ((relation->flags & kHasSign) && relation.sign == 0) {
+        const Refs both = members_of(relation), others = members_of(list);
+        return relation_is_gold ? in_any_order(both, others, true) : in_any_order(others, both, true);
+    }
+    const Refs equations = children_of(list);
+    if (!named_value(relation, name, value) || name->kind != Kind::tuple ||
+        value->kind != Kind::tuple || name->count != value->count ||
+        equations.size() != static_cast<size_t>(name->count))
+        return Match::no;
+    for (int32_t i = 0; i < name->count; ++i) {
+        Match match = Match::no;
+        for (const Ref& equation : equations) {
+            Ref own_name, own_value;
+            if (equation->kind != Kind::relation || !named_value(equation, own_name, own_value) ||
+                !same_name(name.child(i), own_name))
+                continue;
+            match = relation_is_gold ? equal(value.child(i), own_value)
+                                     : equal(own_value, value.child(i));
+            break;
+        }
+        if (match != Match::yes) return match;
+    }
+    return Match::yes;
+}
+
 bool Comparer::all_equal(const Refs& members, size_t from) {
     for (size_t i = from; i + 1 < members.size(); ++i)
         if (equal(members[i + 1], members[i]) != Match::yes &&

@@ -46,6 +46,7 @@ private:
 
     void write_notation(std::string_view text) {
         std::string& source = out_.source;
+        size_t script_end = std::string_view::npos;
         for (size_t i = 0; i < text.size();) {
             if (!is_beyond_ascii(text[i])) {
                 source += text[i++];
@@ -55,10 +56,19 @@ private:
             const auto notation = notation_of(text.substr(i), size);
             if (size == 0) {
                 source += text[i++];
+                continue;
+            }
+            // x⁻¹ has one exponent of two characters
+            const bool script = notation.size() == 4 && notation[1] == '{';
+            if (script && i == script_end && source.size() >= 4 &&
+                source[source.size() - 1] == '}') {
+                source.pop_back();
+                source += notation.substr(2);
             } else {
                 source += notation;
-                i += size;
             }
+            i += size;
+            if (script) script_end = i;
         }
     }
 
@@ -97,13 +107,15 @@ private:
 
     void step() {
         const char c = peek();
-        if (is_space(c)) {
+        if (const size_t size = numeral_size()) {
+            push_numeral(size);
+        } else if (is_space(c)) {
             space_ = true;
             ++at_;
         } else if (is_digit(c) || (c == '.' && (is_digit(peek(1)) || starts(".\\overline") ||
                                                 starts(".\\bar") || starts(".\\dot{")))) {
             number();
-        } else if (is_letter(c) || is_beyond_ascii(c)) {
+        } else if (is_letter(c) || character_size(at_) > 1) {
             letters();
         } else if (c == '\\') {
             command();
@@ -195,6 +207,26 @@ private:
     }
 
     // ---- numbers ----
+
+    // The size of a numeral with letters for digits at this place, which its base tells: FF_{16}.
+    size_t numeral_size() const {
+        if (in_text() || !(is_digit(peek()) || is_upper(peek()))) return 0;
+        size_t end = at_;
+        bool letters = false;
+        for (; end < text_.size() && (is_digit(text_[end]) || (text_[end] >= 'A' && text_[end] <= 'F')); ++end)
+            letters = letters || is_upper(text_[end]);
+        if (!letters || end - at_ < 2) return 0;
+        for (const std::string_view base : {"_{16}", "_{12}", "_16", "_12"})
+            if (text_.substr(end, base.size()) == base) return end - at_;
+        return 0;
+    }
+
+    void push_numeral(size_t size) {
+        NumberText number;
+        number.digits = text_.substr(at_, size);
+        push(Tok::number, at_, at_ + size).number = static_cast<int32_t>(out_.numbers.size());
+        out_.numbers.push_back(std::move(number));
+    }
 
     size_t digits_at(size_t at) const {
         size_t count = 0;
@@ -293,13 +325,37 @@ private:
 
     // ---- letters ----
 
+    // Bytes of a letter beyond ASCII at `at`; 0 for what is no letter of any script: broken UTF-8,
+    // surrogates, the replacement character, controls, private use.
+    size_t character_size(size_t at) const {
+        const auto byte = [&](size_t i) {
+            return at + i < text_.size() ? static_cast<unsigned char>(text_[at + i]) : 0u;
+        };
+        const unsigned first = byte(0);
+        const size_t size = first >= 0xF0 && first < 0xF5 ? 4 : first >= 0xE0 ? 3 : first >= 0xC2 ? 2 : 0;
+        if (size == 0 || first >= 0xF5) return 0;
+        unsigned code = first & (0x7F >> size);
+        for (size_t i = 1; i < size; ++i) {
+            if ((byte(i) & 0xC0) != 0x80) return 0;
+            code = code << 6 | (byte(i) & 0x3F);
+        }
+        const bool too_long = (size == 3 && code < 0x800) || (size == 4 && code < 0x10000);
+        const bool surrogate = code >= 0xD800 && code < 0xE000;
+        const bool control = code < 0xA0 || (code >= 0x2000 && code < 0x2070) || code >= 0xFFF0;
+        const bool private_use = code >= 0xE000 && code < 0xF900;
+        return too_long || surrogate || control || private_use ? 0 : size;
+    }
+
     void letters() {
         size_t end = at_;
         bool ascii = true;
-        while (end < text_.size() && (is_letter(text_[end]) || is_beyond_ascii(text_[end]) ||
-                                      (in_text() && text_[end] == '\'' && end > at_))) {
-            ascii = ascii && is_letter(text_[end]);
-            ++end;
+        while (end < text_.size()) {
+            const size_t beyond = character_size(end);
+            if (beyond == 0 && !is_letter(text_[end]) &&
+                !(in_text() && text_[end] == '\'' && end > at_))
+                break;
+            ascii = ascii && beyond == 0;
+            end += std::max<size_t>(1, beyond);
         }
         const auto run = text_.substr(at_, end - at_);
         for (const std::string_view hour : {"a.m", "p.m"})
@@ -413,7 +469,7 @@ private:
             }
         }
         braces_.push_back(true);
-        ++text_braces_;
+        if (++text_braces_ > kDeepest) out_.too_deep = true;
         space_ = true;
         at_ = end + 1;
     }
@@ -445,6 +501,7 @@ void Tokens::clear() {
     source.clear();
     tokens.clear();
     numbers.clear();
+    too_deep = false;
 }
 
 void tokenize(std::string_view text, bool lists_only, Tokens& out) {

@@ -44,7 +44,7 @@ struct Token {
 
 // digits / 10^decimals * 10^exponent, the last `repeating` decimals over and over.
 struct NumberText {
-    std::string digits;
+    std::string digits;  // with capital letters in a numeral of a base above ten
     int32_t decimals = 0;
     int32_t repeating = 0;
     int64_t exponent = 0;
@@ -57,6 +57,7 @@ struct Tokens {
     std::string source;  // with unicode notation written as LaTeX
     std::vector<Token> tokens;  // the last is `stop`
     std::vector<NumberText> numbers;
+    bool too_deep = false;  // text in text in text
 
     std::string_view text(const Token& token) const {
         return std::string_view(source).substr(token.begin, token.end - token.begin);

@@ -46,6 +46,8 @@ enum class Kind : uint8_t {
 };
 
 constexpr uint8_t kLeftClosed = 1, kRightClosed = 2;
+// of a union in words, whose parts must not overlap: "[0, 1] or (0, 1)" is a hedge
+constexpr uint8_t kApart = 1;
 
 enum Flag : uint16_t {
     kHasSymbol = 1,
