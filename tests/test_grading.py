@@ -1,23 +1,25 @@
 """The grader: what it takes as the answer, what it calls equal, and what it survives."""
 
-import io
-import json
 import random
-import subprocess
-import sys
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrl.cli import main
 from fastrl.errors import UsageError
-from fastrl.grading import REASONS, grade, grade_file
+from fastrl.grading import (
+    MODES,
+    REASONS,
+    Gold,
+    Grade,
+    GradingPolicy,
+    Packed,
+    count_reasons,
+    grade,
+)
 
-FASTRL = Path(sys.executable).parent / "fastrl"
 LONGEST = 4096
 
 
@@ -51,7 +53,6 @@ def equal(answer, gold):
         (r"\boxed{\boxed 5}", "5"),
         (r"\boxed{x=\boxed{5}}", r"x=\boxed{5}"),
         (r"\boxed{\boxed{5}\boxed{6}}", r"\boxed{5}\boxed{6}"),
-        (r"\boxed{7} then \boxed{8", "7"),  # the last complete one
         (r"\boxed{8 then \boxed{7}", "7"),
         (r"} \{ \boxed{7} {", "7"),
         (r"<think>\boxed{5}</think>\boxed{7}", "7"),
@@ -71,10 +72,12 @@ def test_the_answer_is_the_last_complete_box(completion, answer):
     "completion, reason",
     [
         ("the answer is 7", "no_answer"),
-        (r"\boxed{7", "no_answer"),
-        (r"\boxed{7\}", "no_answer"),
+        (r"\boxed{7", "truncated"),
+        (r"\boxed{7\}", "truncated"),
+        (r"\boxed{7} then \boxed{8", "truncated"),  # cut off in what was to be the answer
         (r"\boxed", "no_answer"),
         (r"\boxed x7", "no_answer"),
+        (r"\boxed 7x", "no_answer"),  # LaTeX would box the 7 alone
         (r"\boxedly{7}", "no_answer"),
         (r"\\boxed{7}", "no_answer"),  # a line break, then a word
         (r"\boxed{7}</think> I am done", "no_answer"),
@@ -108,9 +111,9 @@ def test_more_than_three_values_are_a_shotgun():
     "box",
     [
         r"42\text{ is wrong, it is 43}", r"42\text{ or 43}", "42!", "42_7", "42;43", "42 43",
-        "42,43", "{1}42", "{42}7", r"\frac{1}{2 42", r"42\ldots", "42^1", "42/", "4 2", "42e0",
-        "42..", "x42", r"\frac{42}{1}2", r"\frac42", "42/1/1", r"--\text{42}", "−", "-42", "042x",
-        "$42", "42\x00",
+        "42,43", "{1}42", "{42}7", r"\frac{1}{2 42", r"42\ldots", "42/", "4 2", "42e", "42e1",
+        "42...", "x42", r"\frac{42}{1}2", r"\frac42", "42/1/2", "−", "-42", "042x", "42\x00",
+        r"42\text{ maybe}", "42?", "42 or so", r"\text{not }42", "[42,42]", "42+", "+", "42^", "42^2",
     ],
 )  # fmt: skip
 def test_more_or_less_than_the_value_is_not_paid(box):
@@ -127,15 +130,14 @@ EQUAL = [
     ("3/2", r"1\frac{1}{2}"), ("3/2", r"1 \frac12"), ("-3/2", r"-1\frac{1}{2}"),
     ("3/4", r"3\div4"), ("1/6", r"{1\over6}"), ("2", r"\frac{1}{\frac12}"),
     ("1/3", r"\frac{1}{3}"), ("5", "$5$"), ("5", "$$ 5 $$"), ("$5$", "5.0"), ("0.1", r"\frac1{10}"),
-    ("x +  1", "x\n+ 1"), ("$x$", "x"), (r"\infty", r"\infty"), ("9" * 4000, "9" * 4000 + ".0"),
+    ("x +  1", "x\n+ 1"), ("x + 1", "x+1"), ("$x$", "x"), (r"\infty", r"\infty"), ("9" * 4000, "9" * 4000 + ".0"),
     ("1000000000/3", r"333333333\frac{1}{3}"),
 ]  # fmt: skip
 DIFFERENT = [
     ("10000", "10001"), ("3", "3.0000001"), ("1000000", "1000000.4"), ("1/3", "0.333333"),
     ("3.2", "3,2"), ("1", "1,00"), ("1234", "12,34"), ("12345", "12, 345"), ("1000", "1,0000"),
     ("123", "0,123"), ("1/2", "-1/2"), ("31/2", r"1.5\frac12"), ("3/2", r"-1\frac{1}{2}"),
-    ("9" * 40, "9" * 39 + "8"), ("1" + "0" * 4000, "1" + "0" * 3999), ("x + 1", "x+1"),
-    ("1234,567", "1234567"), ("x", "y"), ("7", "0/7"), ("0", "0/0"), ("0", r"\frac{0}{0}"),
+    ("9" * 40, "9" * 39 + "8"), ("1" + "0" * 4000, "1" + "0" * 3999), ("1234,567", "1234567"), ("x", "y"), ("7", "0/7"), ("0", "0/0"), ("0", r"\frac{0}{0}"),
     ("0", "1/0"), ("1", "1/0"), ("1", r"1\frac{1}{0}"), ("1", r"\frac{1/0}{1/0}"), ("0", "$$"),
     ("0", r"\frac{1}{1/0}"), ("1/2", r"\fracture12"),
 ]  # fmt: skip
@@ -164,11 +166,12 @@ def test_a_gold_that_cannot_be_read_gives_no_verdict(gold):
 
 
 def written(draw):
-    """A fraction in one of the ways it is written."""
+    """A fraction in one of the ways it is written: the text, its value, its digits after a point."""
     sign = draw(st.sampled_from(["", "-", "−", "+"]))
     whole = draw(st.integers(0, draw(st.sampled_from([20, 10**12, 10**60]))))
     form = draw(st.sampled_from(["whole", "grouped", "decimal", "slash", "frac", "over", "mixed"]))
-    top, bottom = draw(st.integers(0, 30)), draw(st.integers(1, 12))
+    bottom = draw(st.integers(2, 12))
+    top = draw(st.integers(0, bottom - 1))
     digits = draw(st.text("0123456789", min_size=1, max_size=5))
     texts = {
         "whole": (f"{whole}", Fraction(whole)),
@@ -181,18 +184,28 @@ def written(draw):
     }
     text, value = texts[form]
     text = f"${sign}{text}$" if draw(st.booleans()) else f"{sign}{text}"
-    return text, -value if sign in ("-", "−") else value
+    places = len(digits) if form == "decimal" else None
+    return text, -value if sign in ("-", "−") else value, places
+
+
+def accepts(gold, gold_places, value, places):
+    """Exact, but for a gold with decimals: to half a unit of its last, given as many or no decimals."""
+    if gold_places is None or (places is not None and places < gold_places):
+        return value == gold
+    return abs(value - gold) <= Fraction(1, 2 * 10**gold_places)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_numbers_are_compared_as_fractions(data):
-    (left, a), (right, b) = (written(data.draw) for _ in range(2))
-    assert equal(left, right) is (a == b)
+    (left, a, a_places), (right, b, b_places) = (written(data.draw) for _ in range(2))
+    assert equal(left, right) is accepts(b, b_places, a, a_places)
     scale = data.draw(st.integers(1, 10**9))
     nudge = data.draw(st.sampled_from([0, 0, 1, -1]))
     ratio = f"{a.numerator * scale + nudge}/{a.denominator * scale}"
-    assert equal(ratio, left) is (nudge == 0)
+    assert equal(ratio, left) is accepts(
+        a, a_places, a + Fraction(nudge, a.denominator * scale), None
+    )
 
 
 def test_long_answers_are_compared_as_text_only():
@@ -205,18 +218,41 @@ def test_long_answers_are_compared_as_text_only():
     assert one(f"\\boxed{{{long}y}}", long).reason == "limit"
 
 
+def test_one_long_integer_over_itself_is_one():
+    long = "1" * 20_000
+    for whole, gold in ((rf"\frac{{{long}}}{{{long}}}", "1"), (f"-{long}/{long}", "-1")):
+        assert equal(whole, gold) is True
+        assert one(whole, "2", content="answer").reason == "wrong"
+    assert one(rf"\frac{{{long}}}{{{long}1}}", "1", content="answer").reason == "limit"
+    assert one(rf"\frac{{{'0' * 5000}}}{{{'0' * 5000}}}", "1", content="answer").reason == "limit"
+
+
 def test_a_comparison_has_a_budget():
-    """A product costs its nine-digit limbs; the same text needs none."""
-    a, b = "1" * 1800, "3" * 1800  # 200 limbs each: a quotient 400, a cross product 40,000
+    """A product costs its limbs of 18 digits; the same text needs none."""
+    a, b = "1" * 1800, "3" * 1800  # 100 limbs each: a quotient 100, a cross product 10,000
     verdict = one(rf"\boxed{{{a}/{b}}}", "1/3")
     assert (verdict.correct, verdict.reason) == (True, "correct")
-    assert one(f"{a}/{b}", f"{a}/{b}1", content="answer").reason == "limit"
-    assert one(f"{a}/{b}", f"{a}/{b}1", content="answer", budget_ops=10**6).reason == "wrong"
+    third = f"{'3' * 1800}/{'9' * 1800}"
+    assert one(f"{a}/{b}", third, content="answer").reason == "limit"
+    assert one(f"{a}/{b}", third, content="answer", budget_ops=10**6).reason == "correct"
     assert one(f"{a}/{b}", f"{a}/{b}", content="answer", budget_ops=0).reason == "correct"
-    nested = rf"\frac{{{a[:1000]}/{b[:900]}}}{{{b[:1000]}/{a[:900]}}}"
-    assert one(nested, nested, content="answer", budget_ops=100).reason == "correct"
     assert one("7", "7.0", content="answer", budget_ops=0).reason == "limit"
     assert one("1" * 4000, "2" * 4000, content="answer", budget_ops=0).reason == "wrong"
+
+
+def test_every_limit_is_kept_and_the_same_text_passes():
+    pairs = [
+        ("+".join(f"x_{{{i}}}" for i in range(70)), "+".join(f"x_{{{i}}}" for i in range(69, -1, -1))),
+        (",".join(map(str, range(600))), ",".join(map(str, range(599, -1, -1)))),
+        ("10^{5000}", "10^{4999}\\cdot 10"),
+        ("9^{9^{9^{9}}}", "9^{9^{9^{9}}}+0"),
+        ("10^9!", "(10^9)!+0"),
+        ("+".join("x" * 600), "600x"),
+    ]  # fmt: skip
+    for gold, answer in pairs:
+        assert one(answer, gold, content="answer").reason == "limit", gold[:40]
+        assert one(gold, gold, content="answer").reason == "correct", gold[:40]
+    assert equal(",".join(map(str, range(500))), ",".join(map(str, range(499, -1, -1))))
 
 
 def test_nesting_has_a_limit():
@@ -224,8 +260,13 @@ def test_nesting_has_a_limit():
         return r"\frac{" * depth + "5" + "}{1}" * depth
 
     assert equal(tower(60), "5") is True
-    assert equal(tower(70), "5") is False
+    assert one(tower(70), "5", content="answer").reason == "limit"
     assert equal("-" * 4000 + "5", "5") is True
+    for opened, closed in ("()", ("[", "]"), (r"\sqrt{", "}"), ("x^{", "}"), (r"\sin ", ""), (r"\sqrt", ""),
+                           (r"\text{", "}"), (r"\frac1", ""), ("|", "|"), (r"\{", r"\}"), ("x^", "")):  # fmt: skip
+        text = opened * 500 + "5" + closed * 500
+        assert one(text, "5", content="answer").reason in ("limit", "wrong"), opened
+    assert equal("{" * 1000 + "5" + "}" * 1000, "5") is True  # nothing but braces
 
 
 PIECES = [
@@ -306,9 +347,10 @@ def test_two_megabytes_take_a_fraction_of_a_second(unit, head, tail):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"mode": "flexible"}, "mode is 'flexible'; allowed: box"),
+        ({"mode": "boxes"}, "mode is 'boxes'; allowed: box, box_or_anchor, flexible, hash4"),
         ({"content": "text"}, "content is 'text'; allowed: completion, answer"),
         ({"threads": -1}, "threads is -1"),
+        ({"policy": GradingPolicy(shotgun="all")}, "policy.shotgun is 'all'; allowed: wrong, last"),
         ({"budget_ops": -1}, "budget_ops is -1"),
     ],
 )
@@ -319,83 +361,232 @@ def test_an_option_that_cannot_be(options, said):
         grade(["7", "8"], ["7"])
 
 
-ROWS = [
-    {"prediction": r"\boxed{7}", "gold": "7", "id": 3, "note": "日本"},
-    {"prediction": r"\boxed{8}", "gold": "7", "mode": "box"},
-    {"prediction": r"\boxed{7}", "gold": "1/0"},
-    {"prediction": "none \ud800", "gold": "7"},
-]
-ADDED = [
-    (True, "7", "correct"), (False, "8", "wrong"),
-    (None, "7", "gold_empty"), (False, None, "no_answer"),
+MODE_CASES = [
+    ("box_or_anchor", r"The answer is 5, so \boxed{7}", "7"),
+    ("box_or_anchor", r"The answer is 7 and \boxed{}", None),  # no fall-through
+    ("box_or_anchor", "**Final Answer:** 7", "7"),
+    ("box_or_anchor", "Final answer:\n$$7$$\nDone.", "$$7$$"),
+    ("box_or_anchor", "The answer is **7**.", "7"),
+    ("box_or_anchor", "the answer is $7.5$.", "$7.5$"),
+    ("box_or_anchor", "La respuesta es 7.", "7"),
+    ("box_or_anchor", "Die Antwort lautet: 7", "7"),
+    ("box_or_anchor", "La réponse est 7.", "7"),
+    ("box_or_anchor", "答案是7。", "7"),
+    ("box_or_anchor", "They answered 7 questions. I like 5.", None),
+    ("box_or_anchor", "It is 7.", None),
+    ("flexible", "It is 6 or, better, 7.", "7"),
+    ("flexible", "so x = -7<|im_end|>", "-7"),
+    ("flexible", r"we get $\frac{3}{4}$.", r"\frac{3}{4}"),
+    ("flexible", "between 2-7", "7"),
+    ("flexible", "about 1,234.5 km", "1,234.5"),
+    ("flexible", "no digits", None),
+    ("hash4", "5\n#### 6\n#### 7\n", "7"),
+    ("hash4", "####  $7.\nmore", "$7"),
+    ("hash4", "The answer is 7", None),
+    ("choice", "The answer is (B).", "B"),
+    ("choice", r"\boxed{\text{B}}", r"\text{B}"),
+    ("choice", "A is wrong.\n\n**B**", "B"),
+    ("choice", "Of (A) and (B), (A) is wrong.", None),
+    ("choice", "Because of this it must be (B).", "B"),
+    ("tag", "<answer> 7 </answer>", "7"),
+    ("tag", r"<answer>so \boxed{7}</answer>", "7"),
+    ("tag", "<think><answer>5</answer></think><answer>7</answer>", "7"),
+    ("tag", r"\boxed{7}", None),
 ]  # fmt: skip
 
 
-def check_rows(text, rows=ROWS, added=ADDED):
-    found = [json.loads(line) for line in text.decode().splitlines()]
-    for row, source, (correct, answer, reason) in zip(found, rows, added, strict=True):
-        assert row == {**source, "correct": correct, "answer": answer, "reason": reason}
+@pytest.mark.parametrize("mode, completion, answer", MODE_CASES)
+def test_each_mode_finds_its_answer(mode, completion, answer):
+    verdict = one(completion, "7", mode=mode)
+    assert verdict.answer == answer
+    if answer is not None:
+        begin, end = verdict.span
+        assert completion.encode()[begin:end].decode() == answer
+        assert verdict.correct is (verdict.reason == "correct")
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4096])
-def test_a_file_is_graded_in_order(tmp_path, batch):
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("\n\n".join(map(json.dumps, ROWS)))
-    summary = grade_file(str(source), str(target), batch=batch)
-    check_rows(target.read_bytes())
-    assert not summary.bad_lines
-    assert str(summary).startswith("4 graded, 25.0 % correct (")
+@pytest.mark.parametrize(
+    "mode, completion, reason",
+    [
+        ("box_or_anchor", "The answer is 5. The answer is 6. The answer is 7.", "shotgun"),
+        ("hash4", "#### 5\n#### 6\n#### 7", "shotgun"),
+        ("choice", "The answer is A. The answer is C. The answer is B.", "shotgun"),
+        ("choice", "The answer is B or C.", "hedge"),
+        ("choice", r"\boxed{B, C}", "hedge"),
+        ("tag", "<answer>5</answer><answer>7</answer>", "shotgun"),
+        ("tag", "<answer>7", "truncated"),
+        ("tag", "<answer></answer>", "empty"),
+        ("tag", "</answer>7<answer>", "no_answer"),
+        ("hash4", "####", "empty"),
+        ("flexible", "<think>7", "thinking"),
+        ("box", r"\boxed{7\text{ or }8}", "hedge"),
+    ],
+)
+def test_each_mode_has_its_reasons(mode, completion, reason):
+    assert one(completion, "B" if mode == "choice" else "7", mode=mode).reason == reason
 
 
-BAD = [
-    (b'{"prediction": "7", ', "no JSON"), (b"[1]", "not an object"), (b"7", "not an object"),
-    (b'{"prediction": "7"}', "'gold' is missing"), (b'{"gold": "7"}', "'prediction' is missing"),
-    (b'{"prediction": 7, "gold": "7"}', "'prediction' is missing or no string"),
-    (b'{"prediction": "7", "gold": "7", "mode": "tag"}', "mode 'tag' is not known; allowed: box"),
-    (b'{"prediction": "\xff", "gold": "7"}', "utf-8"), (b"[" * 100_000, "nested too deeply"),
-]  # fmt: skip
+def test_boxes_side_by_side_are_one_list_for_a_gold_that_is_one():
+    text = r"The roots are $\boxed{1}$, \boxed{2} and \boxed{3}."
+    verdict = one(text, "3,2,1")
+    assert (verdict.correct, verdict.answer) == (True, "1, 2, 3")
+    begin, end = verdict.span
+    assert text[begin:end] == r"1}$, \boxed{2} and \boxed{3"
+    assert one(text, "3").answer == "3"  # the last box wins
+    four = "".join(rf"\boxed{{{i}}}," for i in range(1, 5))
+    assert one(four, "1,2,3,4").correct is True  # one value, no shotgun
+    assert one(four, "4").reason == "shotgun"
+    assert one(r"\boxed{5} is wrong: \boxed{1},\boxed{2}", "1,2").correct is True
+    assert one(r"\boxed{1} then \boxed{2}", "1,2").correct is False  # not side by side
 
 
-def test_a_bad_line_is_named_and_loses_no_other(tmp_path, capsys):
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    good = json.dumps(ROWS[0]).encode()
-    source.write_bytes(b"\n".join(line for bad, _ in BAD for line in (good, bad)) + b"\n" + good)
-    assert main(["grade", str(source), "--out", str(target)]) == 2
-    check_rows(target.read_bytes(), [ROWS[0]] * (len(BAD) + 1), [ADDED[0]] * (len(BAD) + 1))
-    said = capsys.readouterr().err.splitlines()
-    for i, (_, reason) in enumerate(BAD):
-        assert said[i].startswith(f"fastrl: line {2 * i + 2} of {source} was left out: ")
-        assert reason in said[i]
-    assert said[-1] == f"{len(BAD) + 1} graded, 100.0 % correct (correct {len(BAD) + 1})"
+def test_any_of_several_golds_will_do():
+    answers = [r"\boxed{7}", r"\boxed{x}", r"\boxed{9}"]
+    verdicts = grade(answers, [["6", "7"], [Gold("y"), b"x"], ("7", "8")])
+    assert [v.correct for v in verdicts] == [True, True, False]
+    assert one(r"\boxed{7}", ["", "7"]).correct is True  # the one that can be read
+    assert one(r"\boxed{7}", ["", "1/0"]).reason == "gold_empty"
+    assert one(r"\boxed{7}", []).reason == "gold_empty"
 
 
-def test_grade_is_a_pipe(monkeypatch, capfdbinary):
-    text = "\n".join([*map(json.dumps, ROWS), "nonsense"])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    assert main(["grade", "-", "--out", "-"]) == 2
-    out, err = capfdbinary.readouterr()
-    check_rows(out)
-    assert b"line 5 of - was left out" in err
+def test_a_compiled_gold_says_what_it_is():
+    kinds = {
+        "7": "number", r"\sqrt2": "number", "x+1": "expression", "1,2": "list", r"\{1\}": "set",
+        "(1,2)": "tuple", "[1,2)": "interval", "x=5": "relation", "x>5": "relation", "(C)": "option",
+        r"\begin{pmatrix}1\end{pmatrix}": "matrix", "blue": "text", r"x \mapsto 2": "text",
+    }  # fmt: skip
+    for text, kind in kinds.items():
+        gold = Gold.compile(text)
+        assert (gold.text, gold.kind, gold.is_readable, gold.problem) == (text, kind, True, "")
+        assert grade([text], [gold], content="answer")[0].correct is True
+    for text, problem in (
+        ("", "empty"),
+        ("$ $", "empty"),
+        ("1/0", "undefined"),
+        (r"\log 0", "undefined"),
+    ):
+        gold = Gold(text)
+        assert (gold.is_readable, gold.problem) == (False, problem)
+    assert Gold("10^{9999}").problem == "limit" and Gold("10^{9999}").is_readable
+    assert Gold(b"\xff").text == "\ufffd"
+    with pytest.raises(TypeError, match="str or bytes, not int"):
+        Gold(7)
 
 
-def test_a_reader_that_has_enough_is_no_error():
-    line = json.dumps(ROWS[0])
-    shell = f"yes '{line}' | head -n 20000 | {FASTRL} grade - --out - | head -n 1"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True)
-    check_rows(done.stdout, ROWS[:1], ADDED[:1])
-    assert b"Error" not in done.stderr
+def test_completions_may_lie_end_to_end_in_one_buffer():
+    texts = [r"\boxed{7}", "", "日本 \\boxed{8}"]
+    raw = [t.encode() for t in texts]
+    offsets = [0, *(sum(map(len, raw[: i + 1])) for i in range(3))]
+    golds = ["7", "7", "8"]
+    for buffer in (b"".join(raw), bytearray(b"".join(raw)), memoryview(b"".join(raw))):
+        assert grade(Packed(buffer, offsets), golds) == grade(texts, golds)
+    for wrong in ([0, 5, 3, 9], [0, 1, 2, 1000], [-1, 0, 1, 2]):
+        with pytest.raises(ValueError, match="offsets must not fall and must lie in the buffer"):
+            grade(Packed(b"".join(raw), wrong), golds)
 
 
-def test_files_that_cannot_be_used(tmp_path):
-    source = tmp_path / "in.jsonl"
-    source.write_text(json.dumps(ROWS[0]))
-    (tmp_path / "link.jsonl").symlink_to(source)
-    for target in (source, tmp_path / "link.jsonl"):
-        with pytest.raises(UsageError, match="is the file to be read; give another --out"):
-            grade_file(str(source), str(target))
-    with pytest.raises(UsageError, match="cannot read .*missing.jsonl: No such file"):
-        grade_file(str(tmp_path / "missing.jsonl"), str(tmp_path / "out.jsonl"))
-    assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(UsageError, match="cannot write .*: No such file.*give another --out"):
-        grade_file(str(source), str(tmp_path / "no" / "out.jsonl"))
-    assert json.loads(source.read_text()) == ROWS[0]
+def test_what_can_be_ruled_either_way_is_a_setting():
+    boxes = "".join(rf"\boxed{{{v}}}" for v in (1, 2, 3, 7))
+    assert one(boxes).reason == "shotgun"
+    assert one(boxes, policy=GradingPolicy(shotgun="last")).correct is True
+    assert one(r"\boxed{50}", r"50\%").correct is True
+    strict = GradingPolicy(bare_percent=False)
+    assert one(r"\boxed{50}", r"50\%", policy=strict).correct is False
+    assert one(r"\boxed{0.5}", r"50\%", policy=strict).correct is True
+    digits = GradingPolicy(six_digits=True)
+    for gold, right, wrong in ((r"\pi", "3.14159", "3.1416"), (r"\frac13", "0.333333", "0.33333"),
+                               (r"1000\sqrt2", "1414.21", "1414.2"), ("-2/3", "-0.666667", "0.666667")):  # fmt: skip
+        assert equal(right, gold) is False
+        assert one(right, gold, content="answer", policy=digits).correct is True
+        assert one(wrong, gold, content="answer", policy=digits).correct is False
+
+
+def test_reasons_are_counted():
+    grades = [
+        Grade(True, "7", "correct"),
+        Grade(False, None, "shotgun"),
+        Grade(True, "7", "correct"),
+    ]
+    counts = count_reasons(grades)
+    assert list(counts) == list(REASONS)
+    assert (counts["correct"], counts["shotgun"], counts["hedge"], counts.total()) == (2, 1, 0, 3)
+
+
+HOSTILE = {
+    "tower": "9^{9^{9^{9}}}",
+    "factorial": "(10^9)!",
+    "factorials": "+".join(["3000!"] * 600),
+    "binomials": "+".join([r"\binom{5999}{3000}"] * 200),
+    "powers": "+".join(["2^{16000}"] * 400),
+    "real powers": "+".join([r"x^{\pi}"] * 500),
+    "sines": "+".join(rf"\sin({i}x)" for i in range(400)),
+    "quotients": "+".join(rf"\frac{{{10**17 + i}}}{{{10**17 + 7 + i}}}" for i in range(80)),
+    "long fraction": rf"\frac{{{'1' * 20_000}}}{{{'3' * 20_000}}}",
+    "numeral": "1" * 4000 + "_2",
+    "braces": "{" * 100_000 + "42" + "}" * 100_000,
+    "brackets": "(" * 2000 + "42" + ")" * 2000,
+    "list": ",".join(str(i + 1) for i in range(500)),
+    "signs": ",".join(rf"\pm\sqrt{{{i}}}" for i in range(200)),
+    "intervals": r"\cup".join(rf"(\sqrt{{{3 * i}}},\sqrt{{{3 * i + 1}}})" for i in range(110)),
+    "holes": r"\mathbb{R}" + "".join(rf"\setminus\{{{i}\}}" for i in range(250)),
+    "determinant": r"\begin{vmatrix}"
+    + r"\\".join(
+        "&".join(rf"\sqrt{{{(7 * i + 3 * j) % 11 + 2}}}" for j in range(6)) for i in range(6)
+    )
+    + r"\end{vmatrix}",
+    "gcd": r"\gcd(" + ",".join(str(10**17 + i) for i in range(200)) + ")",
+}
+GOLDS = ["42", r"\cos x+x^{\pi}", ",".join(map(str, range(499, -1, -1))), r"(0,1)\cup(2,3)"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_takes_two_milliseconds_at_most(name):
+    """The least of five, so that other work on the machine does not count."""
+    for gold in GOLDS:
+        times = []
+        for _ in range(5):
+            started = time.thread_time()
+            verdict = one(HOSTILE[name], gold, content="answer", threads=1)
+            times.append(time.thread_time() - started)
+        assert min(times) < 2e-3
+        assert verdict.correct is (name == "braces" and gold == "42")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "words ", r"\boxed{ ", r"\[ \boxed{ ", "\\", "{", "}", "<", "<think", "<answer>", "$", "1", "1,",
+        "the answer is 42 ", "the answer is 42. ", "#### 42 ", "####\n", "(A) ", "answer", "Option ",
+        r"\boxed{1}, ", r"\frac{1}{2} ",
+    ],
+)  # fmt: skip
+def test_time_grows_linearly_with_the_completion(unit, mode):
+    times = []
+    for size in (200_000, 2_000_000):
+        text = unit * (size // len(unit))
+        runs = []
+        for _ in range(3):
+            started = time.thread_time()
+            grade([text], ["42"], mode=mode, threads=1)
+            runs.append(time.thread_time() - started)
+        times.append(min(runs))
+    assert times[1] < 0.1
+    assert times[1] < 25 * times[0] + 2e-3
+
+
+@pytest.mark.slow
+def test_ten_megabytes_take_a_tenth_of_a_second():
+    for unit in (
+        "words ",
+        r"\boxed{ ",
+        "<",
+        "the answer is 42. ",
+        "#### 42 ",
+        "(A) ",
+        r"\boxed{1}, ",
+    ):
+        for mode in MODES:
+            started = time.thread_time()
+            grade([unit * (10_000_000 // len(unit))], ["42"], mode=mode, threads=1)
+            assert time.thread_time() - started < 0.3

@@ -255,10 +255,15 @@ private:
         size_t count = digits_at(at_);
         number.digits = text_.substr(at_, count);
         size_t end = at_ + count;
+        const size_t first = count, first_end = end;
+        const auto& before = out_.tokens;
+        // in 1,2,345 every comma separates
+        const bool listed = !space_ && before.size() > 1 && before.back().kind == Tok::comma &&
+                            before[before.size() - 2].kind == Tok::number;
         if (count >= 1 && count <= 3 && number.digits[0] != '0') {
             for (;;) {
                 const size_t gap = separator_at(end);
-                if (gap == 0 || digits_at(end + gap) != 3) break;
+                if (gap == 0 || digits_at(end + gap) != 3 || (listed && text_[end] == ',')) break;
                 const size_t stop = end + gap + 3;
                 const bool blank = text_[end] == ' ';
                 if (blank && stop < text_.size() && text_[stop] == '/') break;  // 1 100/200
@@ -266,6 +271,13 @@ private:
                 if (text_.substr(end, 2) == ",\\") number.grouped = false;
                 number.digits += text_.substr(end + gap, 3);
                 end = stop;
+            }
+            // and in 100,200,30 as well
+            if (number.grouped && end + 1 < text_.size() && text_[end] == ',' &&
+                is_digit(text_[end + 1])) {
+                number.digits.resize(first);
+                number.grouped = false;
+                end = first_end;
             }
         }
         if (end < text_.size() && text_[end] == '.') {
