@@ -10,6 +10,27 @@ namespace fastrl::grading {
 namespace {
 
 constexpr size_t kLargestMatching = 64;
+constexpr size_t kSortedFrom = 8;
+
+// A number that equal things share, but for rounded ones; a guess at who belongs to whom.
+uint64_t key_of(const Ref& ref, Budget& budget) {
+    uint64_t key = 0;
+    if (ref->kind < Kind::list) {
+        modular(ref, kPrime, 0, key, budget);
+        return key;
+    }
+    if (ref->kind == Kind::texts) return hash_text(ref.tree->texts[ref->value]);
+    for (const Ref& child : children_of(ref)) key = 31 * key + key_of(child, budget);
+    return key;
+}
+
+void sort_by_key(Refs& refs, Budget& budget) {
+    std::vector<std::pair<uint64_t, Ref>> keyed;
+    for (const Ref& ref : refs) keyed.emplace_back(key_of(ref, budget), ref);
+    std::stable_sort(keyed.begin(), keyed.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (size_t i = 0; i < refs.size(); ++i) refs[i] = keyed[i].second;
+}
 
 // What a value is measured in, taken off it.
 struct Stripped {
@@ -187,6 +208,10 @@ Match Comparer::in_any_order(Refs golds, Refs answers, bool as_sets) {
     }
     const size_t n = golds.size();
     if (n != answers.size()) return Match::no;
+    if (n > kSortedFrom) {
+        sort_by_key(golds, budget_);
+        sort_by_key(answers, budget_);
+    }
     std::vector<int> owner(n, -1);  // the gold that an answer is given to
     bool limit = false;
     std::vector<size_t> left;
