@@ -260,9 +260,12 @@ Match Comparer::in_any_order(Refs golds, Refs answers, bool as_sets) {
 }
 
 void Comparer::drop_twins(Refs& refs) {
+    const bool sorted = refs.size() > kSortedFrom;  // twins are neighbours then
+    if (sorted) sort_by_key(refs, budget_);
     Refs kept;
     for (const Ref& ref : refs) {
-        const bool known = std::any_of(kept.begin(), kept.end(), [&](const Ref& other) {
+        const auto from = sorted && !kept.empty() ? kept.end() - 1 : kept.begin();
+        const bool known = std::any_of(from, kept.end(), [&](const Ref& other) {
             return !budget_.over() && equal(other, ref) == Match::yes;
         });
         if (!known) kept.push_back(ref);
