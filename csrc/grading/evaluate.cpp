@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 
 namespace fastrl::grading {
 
@@ -9,6 +10,9 @@ namespace {
 
 constexpr int64_t kLargestFactorial = 3000;
 constexpr int32_t kLargestDeterminant = 6;
+constexpr size_t kLargestRadicand = 15;  // limbs
+// An irrational root of more digits than this lies too near to others for 106 bits.
+constexpr size_t kClearDigits = 26;
 
 uint64_t mixed(uint64_t x) {  // splitmix64, Steele, Lea and Flood 2014
     x += 0x9e3779b97f4a7c15ull;
@@ -69,24 +73,35 @@ Status binomial(int64_t n, int64_t k, Rational& value, Budget& budget) {
     return divide(top, bottom, value, budget);
 }
 
-// The n-th root where it is an integer below 2^52, found by rounding and proved by its power.
-bool integer_root(const Integer& integer, int64_t degree, Integer& root, Budget& budget) {
-    if (integer.size() > 15) return false;
-    const Ball near = ball(Rational{false, integer, Integer{1}});
-    const double guess = std::round(std::pow(near.real.high, 1.0 / static_cast<double>(degree)));
-    if (!(guess < 0x1p52)) return false;
-    for (const double candidate : {guess, guess - 1, guess + 1}) {
-        if (candidate < 0) continue;
-        const Rational base = small(static_cast<uint64_t>(candidate));
+// The n-th root where it is an integer: between two bounds that doubles give, by halving.
+Status integer_root(const Integer& integer, int64_t degree, Integer& root, Budget& budget) {
+    if (integer.size() > kLargestRadicand) return Status::limit;
+    const double size = ball(Rational{false, integer, Integer{1}}).real.high;
+    const double guess = std::pow(size, 1.0 / static_cast<double>(degree));
+    const auto from_double = [](double value) {
+        char digits[512];
+        std::snprintf(digits, sizeof digits, "%.0f", value);
+        return Integer::from_digits(digits);
+    };
+    Integer low = from_double(std::floor(std::max(0.0, guess * (1 - 1e-13) - 1)));
+    Integer high = from_double(std::ceil(guess * (1 + 1e-13) + 1));
+    const Integer one{1};
+    while (Integer::compare(low, high) <= 0) {
+        Integer middle = Integer::half(Integer::sum(low, high));
         Rational raised;
-        if (base.is_zero() ? !integer.is_zero()
-                           : power(base, degree, raised, budget) != Status::ok ||
-                                 !(raised.numerator == integer))
-            continue;
-        root = base.numerator;
-        return true;
+        if (!middle.is_zero())
+            if (const Status s = power({false, middle, one}, degree, raised, budget); s != Status::ok)
+                return s;
+        const int order = Integer::compare(raised.numerator, integer);
+        if (order == 0) {
+            root = std::move(middle);
+            return Status::ok;
+        }
+        if (order < 0) low = Integer::sum(middle, one);
+        else if (middle.is_zero()) break;
+        else high = Integer::difference(middle, one);
     }
-    return false;
+    return Status::unsupported;
 }
 
 Status exact_root(const Rational& radicand, int64_t degree, Rational& value, Budget& budget) {
@@ -95,7 +110,8 @@ Status exact_root(const Rational& radicand, int64_t degree, Rational& value, Bud
     if (radicand.negative && degree % 2 == 0) return Status::unsupported;
     // a / b need not be reduced: the root of a b^(n-1) / b^n
     if (Integer root; radicand.is_integer()) {
-        if (!integer_root(radicand.numerator, degree, root, budget)) return Status::unsupported;
+        if (const Status s = integer_root(radicand.numerator, degree, root, budget); s != Status::ok)
+            return s;
         value = {radicand.negative, std::move(root), Integer{1}};
         return Status::ok;
     }
@@ -108,7 +124,7 @@ Status exact_root(const Rational& radicand, int64_t degree, Rational& value, Bud
         s != Status::ok)
         return s;
     Integer root;
-    if (!integer_root(whole.numerator, degree, root, budget)) return Status::unsupported;
+    if (const Status s = integer_root(whole.numerator, degree, root, budget); s != Status::ok) return s;
     value = {radicand.negative && !root.is_zero(), std::move(root), radicand.denominator};
     return Status::ok;
 }
@@ -528,7 +544,7 @@ struct Approximation {
         return s == Status::ok ? power(base, above, value) : s;
     }
 
-    Status root_of(const Ball& a, const Ref& degree, Ball& value) {
+    Status root_of(const Ball& a, const Ref& radicand, const Ref& degree, Ball& value) {
         Rational constant;
         int64_t n;
         Budget aside{1000};
@@ -536,6 +552,15 @@ struct Approximation {
         budget.spend(kFunctionCost);
         if (s != Status::ok || !as_small_integer(constant, n, aside)) return Status::unsupported;
         if (n == 0) return Status::undefined;
+        if (Rational under; exact(radicand, place, under, aside) == Status::ok &&
+                            (under.numerator.digits() > kClearDigits ||
+                             under.denominator.digits() > kClearDigits)) {
+            // too near to a neighbour for these bits; a perfect power has an exact value
+            Rational perfect;
+            if (exact_root(under, n, perfect, budget) != Status::ok) return Status::limit;
+            value = ball(perfect);
+            return Status::ok;
+        }
         if (n == 2) return apply(Function::sqrt, a, value);
         const bool flip = n % 2 != 0 && a.is_real() && a.real.high < 0;
         Ball inverse;
@@ -616,7 +641,7 @@ struct Approximation {
             }
             case Kind::root: {
                 const Status s = of(ref.child(0), a);
-                return s == Status::ok ? root_of(a, ref.child(1), value) : s;
+                return s == Status::ok ? root_of(a, ref.child(0), ref.child(1), value) : s;
             }
             case Kind::logarithm: return logarithm_of(ref, value);
             case Kind::percent: {

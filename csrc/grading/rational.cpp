@@ -56,6 +56,13 @@ uint64_t Integer::up_to(uint64_t bound) const {
     return limbs_.size() > 1 ? bound : std::min(bound, limbs_[0]);
 }
 
+size_t Integer::digits() const {
+    if (limbs_.empty()) return 0;
+    size_t count = (limbs_.size() - 1) * kLimbDigits;
+    for (uint64_t top = limbs_.back(); top > 0; top /= 10) ++count;
+    return count;
+}
+
 uint64_t Integer::modulo(uint64_t prime) const {
     uint64_t rest = 0;
     for (size_t i = limbs_.size(); i-- > 0;)
@@ -96,6 +103,18 @@ Integer Integer::difference(const Integer& a, const Integer& b) {
     }
     rest.trim();
     return rest;
+}
+
+Integer Integer::half(const Integer& a) {
+    Integer result = a;
+    uint64_t carry = 0;
+    for (size_t i = result.size(); i-- > 0;) {
+        const uint64_t limb = result.limbs_[i] + carry * kLimb;
+        result.limbs_[i] = limb / 2;
+        carry = limb % 2;
+    }
+    result.trim();
+    return result;
 }
 
 Integer Integer::product(const Integer& a, const Integer& b, Budget& budget) {

@@ -22,6 +22,7 @@ public:
     bool is_one() const { return limbs_.size() == 1 && limbs_[0] == 1; }
     bool is_odd() const { return !limbs_.empty() && limbs_[0] % 2 == 1; }
     size_t size() const { return limbs_.size(); }
+    size_t digits() const;
     // The value where it is below `bound` (at most 10^18), else `bound`.
     uint64_t up_to(uint64_t bound) const;
     uint64_t modulo(uint64_t prime) const;
@@ -29,6 +30,7 @@ public:
 
     static int compare(const Integer& a, const Integer& b);
     static Integer sum(const Integer& a, const Integer& b);
+    static Integer half(const Integer& a);  // rounded down
     static Integer difference(const Integer& a, const Integer& b);  // a >= b
     // Zero where the budget does not suffice, which it then says.
     static Integer product(const Integer& a, const Integer& b, Budget& budget);
