@@ -74,7 +74,7 @@ private:
     int32_t scaled(const std::vector<int32_t>& factors, int32_t matrix, bool negative);
     bool is_plain_integer(int32_t node) const;
 
-    // ---- lists and relations (parse_structure.cpp) ----
+    // ---- lists and relations (parse_list.cpp) ----
     int32_t list();
     int32_t listed(std::vector<int32_t>& elements, bool any_or, bool any_and);
     bool expand_ellipsis(std::vector<int32_t>& elements);
@@ -84,11 +84,15 @@ private:
     int32_t operand();
     int32_t set_operation();
     int32_t ratio();
+
+    // ---- brackets (parse_structure.cpp) ----
     int32_t bracketed();
     int32_t braces();
     int32_t french_interval();
     int32_t item();
     int32_t matrix();
+
+    // ---- units (parse_unit.cpp) ----
     int32_t measured(int32_t node);
     bool unit(Unit& unit);
     bool labels(Unit& unit);
@@ -103,6 +107,8 @@ private:
     int32_t factor();
     int32_t postfix(int32_t node);
     int32_t exponent();
+
+    // ---- atoms (parse_atom.cpp) ----
     int32_t atom();
     int32_t number_atom();
     int32_t based_number(const NumberText& text);

@@ -338,13 +338,13 @@ bool contains(const std::string_view (&words)[N], std::string_view word) {
     return std::find(std::begin(words), std::end(words), word) != std::end(words);
 }
 
-std::string folded(std::string_view word) {
+}  // namespace
+
+std::string lower_case(std::string_view word) {
     std::string text(word);
     for (char& c : text) c = lower(c);
     return text;
 }
-
-}  // namespace
 
 const Command* find_command(std::string_view name) {
     static const Names names = make_commands();
@@ -375,7 +375,7 @@ int find_unit(std::string_view word) {
         static constexpr std::string_view kLetters[] = {"m", "s", "g", "h", "L", "l", "N", "J", "W", "V", "K"};
         if (!contains(kLetters, word)) return 0;
     }
-    const auto found = table.find(folded(word));
+    const auto found = table.find(lower_case(word));
     return found == table.end() ? 0 : found->second;
 }
 
@@ -390,13 +390,13 @@ bool is_hedge(std::string_view word) {
         "except", "y", "o", "und", "oder", "ou", "et", "guess", "unsure", "unknown", "cannot", "with",
         "without",
     };
-    return contains(kHedges, folded(word));
+    return contains(kHedges, lower_case(word));
 }
 
 bool is_short_word(std::string_view word) {
     static constexpr std::string_view kWords[] = {"or", "no", "is", "if", "it", "of", "to", "so", "am",
                                                   "pm", "he", "we", "my", "me", "in", "on"};
-    return contains(kWords, folded(word));
+    return contains(kWords, lower_case(word));
 }
 
 int number_word(std::string_view word) {
@@ -406,12 +406,22 @@ int number_word(std::string_view word) {
         "nineteen", "twenty"};
     static constexpr std::string_view kTens[] = {"thirty", "forty", "fifty", "sixty", "seventy",
                                                  "eighty", "ninety", "hundred"};
-    const std::string text = folded(word);
+    const std::string text = lower_case(word);
     for (size_t i = 0; i < std::size(kWords); ++i)
         if (text == kWords[i]) return static_cast<int>(i);
     for (size_t i = 0; i < std::size(kTens); ++i)
         if (text == kTens[i]) return static_cast<int>(10 * i + 30);
     return -1;
+}
+
+int multiplier(std::string_view word) {
+    const std::string text = lower_case(word);
+    if (text == "hundred") return 2;
+    if (text == "thousand") return 3;
+    if (text == "million") return 6;
+    if (text == "billion") return 9;
+    if (text == "trillion") return 12;
+    return 0;
 }
 
 std::string_view phrase(std::string_view text) {
@@ -429,7 +439,7 @@ std::string_view phrase(std::string_view text) {
 }
 
 int unit_power(std::string_view word) {
-    const std::string text = folded(word);
+    const std::string text = lower_case(word);
     if (text == "square" || text == "squared" || text == "sq") return 2;
     if (text == "cubic" || text == "cubed" || text == "cu") return 3;
     return 0;

@@ -30,6 +30,8 @@ struct Command {
 // `log` without a base: 10 or e, nobody says; an id beyond those of Function.
 constexpr uint8_t kLogFunction = 255;
 
+std::string lower_case(std::string_view word);
+
 // nullptr for a command that is not known.
 const Command* find_command(std::string_view name);
 // What a run of letters in math mode is, without a backslash: a function or constant; else nullptr.
@@ -50,8 +52,10 @@ bool is_hedge(std::string_view word);
 bool is_short_word(std::string_view word);
 // zero ... twenty, thirty ... hundred; -1 for none.
 int number_word(std::string_view word);
+// 3 for thousand, and so on: the power of ten; 0 for another word.
+int multiplier(std::string_view word);
 // The one text for phrases that say the same ("no solutions", "dne"), else the text itself.
-std::string_view phrase(std::string_view folded);
+std::string_view phrase(std::string_view text);
 // The exponent that a word puts on the unit beside it: squared, cubic; 0 for none.
 int unit_power(std::string_view word);
 
