@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "number_text.h"
 #include "words.h"
 
 namespace fastrl::grading {
@@ -107,8 +108,10 @@ private:
 
     void step() {
         const char c = peek();
-        if (const size_t size = numeral_size()) {
-            push_numeral(size);
+        if (const size_t size = in_text() ? 0 : numeral_size(text_, at_)) {
+            NumberText numeral;
+            numeral.digits = text_.substr(at_, size);
+            push_number(at_ + size, std::move(numeral));
         } else if (is_space(c)) {
             space_ = true;
             ++at_;
@@ -208,131 +211,20 @@ private:
 
     // ---- numbers ----
 
-    // The size of a numeral with letters for digits at this place, which its base tells: FF_{16}.
-    size_t numeral_size() const {
-        if (in_text() || !(is_digit(peek()) || is_upper(peek()))) return 0;
-        size_t end = at_;
-        bool letters = false;
-        for (; end < text_.size() && (is_digit(text_[end]) || (text_[end] >= 'A' && text_[end] <= 'F')); ++end)
-            letters = letters || is_upper(text_[end]);
-        if (!letters || end - at_ < 2) return 0;
-        for (const std::string_view base : {"_{16}", "_{12}", "_16", "_12"})
-            if (text_.substr(end, base.size()) == base) return end - at_;
-        return 0;
-    }
-
-    void push_numeral(size_t size) {
-        NumberText number;
-        number.digits = text_.substr(at_, size);
-        push(Tok::number, at_, at_ + size).number = static_cast<int32_t>(out_.numbers.size());
+    void push_number(size_t end, NumberText number) {
+        push(Tok::number, at_, end).number = static_cast<int32_t>(out_.numbers.size());
         out_.numbers.push_back(std::move(number));
-    }
-
-    size_t digits_at(size_t at) const {
-        size_t count = 0;
-        while (at + count < text_.size() && is_digit(text_[at + count])) ++count;
-        return count;
-    }
-
-    // The size of a separator of thousands at `at`, 0 for none.
-    size_t separator_at(size_t at) const {
-        const auto rest = text_.substr(at);
-        const auto is = [&](std::string_view s) { return rest.substr(0, s.size()) == s; };
-        size_t size = 0;
-        if (is("{,}")) size = 3;
-        else if (is(",\\!")) size = 3;
-        else if (is(",")) return depth_ > 0 || lists_only_ ? 0 : 1;
-        else if (is("\\,") || is("\\;") || is("\\ ") || is("\\:")) size = 2;
-        else if (is(" ") || is("~")) size = in_text() ? 0 : 1;
-        if (size == 3 && rest[1] != ',')
-            while (at + size < text_.size() && text_[at + size] == ' ') ++size;
-        return size;
     }
 
     void number() {
-        const size_t begin = at_;
-        NumberText number;
-        size_t count = digits_at(at_);
-        number.digits = text_.substr(at_, count);
-        size_t end = at_ + count;
-        const size_t first = count, first_end = end;
-        const auto& before = out_.tokens;
         // in 1,2,345 every comma separates
+        const auto& before = out_.tokens;
         const bool listed = !space_ && before.size() > 1 && before.back().kind == Tok::comma &&
                             before[before.size() - 2].kind == Tok::number;
-        if (count >= 1 && count <= 3 && number.digits[0] != '0') {
-            for (;;) {
-                const size_t gap = separator_at(end);
-                if (gap == 0 || digits_at(end + gap) != 3 || (listed && text_[end] == ',')) break;
-                const size_t stop = end + gap + 3;
-                const bool blank = text_[end] == ' ';
-                if (blank && stop < text_.size() && text_[stop] == '/') break;  // 1 100/200
-                number.grouped = number.grouped || text_[end] == ',';
-                if (text_.substr(end, 2) == ",\\") number.grouped = false;
-                number.digits += text_.substr(end + gap, 3);
-                end = stop;
-            }
-            // and in 100,200,30 as well
-            if (number.grouped && end + 1 < text_.size() && text_[end] == ',' &&
-                is_digit(text_[end + 1])) {
-                number.digits.resize(first);
-                number.grouped = false;
-                end = first_end;
-            }
-        }
-        if (end < text_.size() && text_[end] == '.') {
-            const size_t decimals = digits_at(end + 1);
-            const size_t repeat = repeating_at(end + 1 + decimals, number);
-            if (decimals > 0 || repeat > 0) {
-                number.has_point = true;
-                number.grouped = false;
-                const auto repeated = number.digits;  // set by repeating_at at the end
-                number.digits.resize(number.digits.size() - number.repeating);
-                const auto tail = repeated.substr(number.digits.size());
-                number.digits += text_.substr(end + 1, decimals);
-                number.digits += tail;
-                number.decimals = static_cast<int32_t>(decimals) + number.repeating;
-                end += 1 + decimals + repeat;
-            } else if (text_.substr(end, 2) != ".." &&
-                       (end + 1 == text_.size() || !is_letter(text_[end + 1]))) {
-                if (is_last(end + 1)) ++end;  // "7." at the end of the answer or of an element
-            }
-        }
-        if (end + 1 < text_.size() && (text_[end] == 'e' || text_[end] == 'E')) {
-            size_t sign = text_[end + 1] == '-' || text_[end + 1] == '+' ? 1 : 0;
-            const size_t size = digits_at(end + 1 + sign);
-            if (size > 0 && size < 10) {
-                int64_t exponent = 0;
-                for (size_t i = 0; i < size; ++i)
-                    exponent = exponent * 10 + (text_[end + 1 + sign + i] - '0');
-                number.exponent = sign && text_[end + 1] == '-' ? -exponent : exponent;
-                number.has_exponent = true;
-                number.grouped = false;
-                end += 1 + sign + size;
-            }
-        }
-        Token& token = push(Tok::number, begin, end);
-        token.number = static_cast<int32_t>(out_.numbers.size());
-        out_.numbers.push_back(std::move(number));
-    }
-
-    bool is_last(size_t at) const {
-        return text_.find_first_not_of(" \t\r\n$", at) == std::string_view::npos;
-    }
-
-    // \overline{142857}: appends the digits to `number`; the size of the notation, 0 for none.
-    size_t repeating_at(size_t at, NumberText& number) const {
-        for (const std::string_view mark : {"\\overline{", "\\bar{", "\\dot{", "\\overline ", "\\bar "}) {
-            if (text_.substr(at, mark.size()) != mark) continue;
-            const size_t begin = at + mark.size();
-            const bool braces = mark.back() == '{';
-            const size_t count = braces ? digits_at(begin) : std::min<size_t>(1, digits_at(begin));
-            if (count == 0 || (braces && text_.substr(begin + count, 1) != "}")) return 0;
-            number.digits += text_.substr(begin, count);
-            number.repeating = static_cast<int32_t>(count);
-            return mark.size() + count + braces;
-        }
-        return 0;
+        NumberText number;
+        const size_t end =
+            read_number(text_, at_, depth_ == 0 && !lists_only_ && !listed, !in_text(), number);
+        push_number(end, std::move(number));
     }
 
     // ---- letters ----

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "budget.h"
+#include "number_text.h"
 
 namespace fastrl::grading {
 
@@ -42,17 +43,6 @@ struct Token {
     int32_t number = -1;          // in Tokens::numbers
 };
 
-// digits / 10^decimals * 10^exponent, the last `repeating` decimals over and over.
-struct NumberText {
-    std::string digits;  // with capital letters in a numeral of a base above ten
-    int32_t decimals = 0;
-    int32_t repeating = 0;
-    int64_t exponent = 0;
-    bool has_point = false;
-    bool has_exponent = false;
-    bool grouped = false;  // 1,234: may also be a list
-};
-
 struct Tokens {
     std::string source;  // with unicode notation written as LaTeX
     std::vector<Token> tokens;  // the last is `stop`
@@ -72,12 +62,6 @@ void tokenize(std::string_view text, bool lists_only, Tokens& out);
 // The text without white space and layout, for comparing what cannot be read.
 std::string canonical_text(const Tokens& tokens, size_t begin, size_t end);
 
-inline bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
-inline bool is_upper(char c) { return c >= 'A' && c <= 'Z'; }
-inline bool is_lower(char c) { return c >= 'a' && c <= 'z'; }
-inline bool is_letter(char c) { return is_upper(c) || is_lower(c); }
-inline char lower(char c) { return is_upper(c) ? static_cast<char>(c - 'A' + 'a') : c; }
 std::string_view trim(std::string_view text);
 
 }  // namespace fastrl::grading
