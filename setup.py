@@ -13,6 +13,7 @@ setup(
         "fastrl.ops",
         "fastrl.sampler",
         "fastrl.embedded",
+        "fastrl.integrations",
         "fastrl.kernels",
         "fastrl.bench",
     ],
@@ -22,7 +23,8 @@ setup(
         Pybind11Extension(
             "fastrl._C",
             sorted(glob("csrc/**/*.cpp", recursive=True)),
-            depends=sorted(glob("csrc/**/*.h", recursive=True)),  # without it a source distribution lacks the headers
+            # without it a source distribution lacks the headers
+            depends=sorted(glob("csrc/**/*.h", recursive=True)),
             cxx_std=17,
             extra_compile_args=[
                 "-O3",

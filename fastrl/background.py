@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -23,9 +23,20 @@ class BackgroundGrader:
     context, which ends the thread whatever happens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, golds: Sequence[str]) -> None:
-        """`golds`: the right answer of each prompt of the call."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        golds: Sequence[str],
+        mode: str = "box",
+        on_event: Callable[[Event], bool | None] | None = None,
+    ) -> None:
+        """`golds`: the right answer of each prompt of the call; `mode`: of grading.MODES.
+
+        `on_event` is called with each response as well.
+        """
+        self._on_event = on_event
         self._tokenizer = tokenizer
+        self._mode = mode
         self._golds = [Gold(g) for g in golds]
         self._inbox: SimpleQueue[Event | None] = SimpleQueue()
         self._verdicts: dict[tuple[int, int], Verdict] = {}
@@ -49,9 +60,10 @@ class BackgroundGrader:
         """Responses with a verdict so far."""
         return len(self._verdicts)
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Event) -> bool | None:
         """Take a finished response; for `Sampler.generate(on_event=...)`."""
         self._inbox.put(event)
+        return self._on_event(event) if self._on_event else None
 
     def finish(self, groups: Sequence[Sequence[Completion]]) -> list[list[Verdict]]:
         """Text and verdict of every response of the call, grouped as sampled.
@@ -68,9 +80,7 @@ class BackgroundGrader:
             if (p, r) not in self._verdicts
         ]
         self._grade(rest)
-        return [
-            [self._verdicts[p, r] for r in range(len(group))] for p, group in enumerate(groups)
-        ]
+        return [[self._verdicts[p, r] for r in range(len(group))] for p, group in enumerate(groups)]
 
     def _grade_what_comes(self) -> None:
         open_ = True
@@ -83,6 +93,7 @@ class BackgroundGrader:
 
     def _grade(self, events: Sequence[Event]) -> None:
         texts = [self._tokenizer.decode(e.completion.token_ids) for e in events]
-        grades = grade(texts, [self._golds[e.prompt] for e in events], threads=1)
+        golds = [self._golds[e.prompt] for e in events]
+        grades = grade(texts, golds, mode=self._mode, threads=1)
         for event, text, verdict in zip(events, texts, grades, strict=True):
             self._verdicts[event.prompt, event.response] = (text, verdict)

@@ -7,14 +7,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from fastrl import __version__, config
 from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.errors import UsageError
+from fastrl.grading import MODES, GradingPolicy
 
 # Threads that wait must sleep, not spin, or one busy program beside a run stops it: a step of the
 # default run on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
@@ -227,24 +229,99 @@ def add_grade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE.jsonl", help="objects with prediction and gold; - is stdin"
     )
-    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="- is stdout")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="- is stdout")
+    parser.add_argument(
+        "--lint", action="store_true", help="only say which golds (or answers) can mislead"
+    )
+    parser.add_argument("--mode", choices=MODES, default=MODES[0], help="where a row names none")
+    parser.add_argument(
+        "--shotgun",
+        choices=("wrong", "last"),
+        default="wrong",
+        help="more than three values in boxes: wrong, or the last one counts",
+    )
+    parser.add_argument(
+        "--six-digits",
+        action="store_true",
+        help="a decimal right to six significant digits is right for an exact gold",
+    )
+    parser.add_argument("--no-bare-percent", action="store_true", help="50 is not right for 50 %%")
 
 
 def grade_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl grade: add correct, answer and reason to every object of a JSONL file."""
-    from fastrl.grading import grade_file
+    if known.lint and known.out:
+        raise UsageError(f"--lint grades nothing, so nothing goes to {known.out}; give one of them")
+    if known.lint:
+        return _lint(known.file)
+    if known.out is None:
+        raise UsageError("there is no place for the verdicts; give --out FILE.jsonl, or --lint")
+    from fastrl.grade_file import grade_file
 
-    summary = grade_file(known.file, known.out)
-    print(summary, file=sys.stderr)
+    policy = GradingPolicy(known.shotgun, not known.no_bare_percent, known.six_digits)
+    with _bytes_read(known.file) as on_read:
+        summary = grade_file(known.file, known.out, mode=known.mode, policy=policy, on_read=on_read)
+    if sys.stderr.isatty() and not summary.reader_left:
+        columns = ("reason", "count", "share")
+        _print_table(sys.stderr, f"{summary.graded:,} graded", columns, summary.rows())
+    elif not summary.reader_left:
+        print(summary, file=sys.stderr)
     return USAGE if summary.bad_lines else OK
 
 
+def _lint(path: str) -> int:
+    from fastrl.lint_golds import count_kinds, lint_golds, read_golds
+
+    golds, numbers, bad_lines = read_golds(path)
+    problems = lint_golds(golds)
+    if problems:
+        rows = [(str(numbers[p.index]), p.kind, p.message) for p in problems]
+        _print_table(sys.stdout, path, ("line", "problem", "gold"), rows)
+    found = f" ({count_kinds(problems)})" if problems else ""
+    print(f"{len(golds):,} golds, {len(problems):,} with a problem{found}")
+    return USAGE if problems or bad_lines else OK
+
+
+@contextmanager
+def _bytes_read(path: str) -> Iterator[Callable[[int], object]]:
+    """Counts the bytes read of a file, in a bar where there is a terminal."""
+    if not sys.stderr.isatty() or not Path(path).is_file():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=Path(path).stat().st_size)
+        yield lambda count: progress.advance(task, count)
+
+
+def _print_table(
+    file: TextIO, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """A table on a terminal; elsewhere a line a row, with tabs."""
+    if not file.isatty():
+        file.writelines("\t".join(row) + "\n" for row in rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=Text(title))
+    for row in rows:
+        table.add_row(*map(Text, row))  # a gold's brackets are no markup
+    Console(file=file).print(table)
+
+
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("kernels",))
+    parser.add_argument("what", choices=("kernels", "grading"))
     parser.add_argument("--out", metavar="FILE.json", help="write the rows there")
-    parser.add_argument("--only", metavar="NAME", help="one operation")
-    parser.add_argument("--shape", metavar="T,V[,D]", help="tokens, vocabulary, width of the head")
-    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16 or float16")
+    parser.add_argument("--only", metavar="NAME", help="one operation or workload")
+    parser.add_argument(
+        "--shape", metavar="T,V[,D]", help="of kernels: tokens, vocabulary, width of the head"
+    )
+    parser.add_argument("--dtype", metavar="D", help="of kernels: float32, bfloat16 or float16")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each")
     parser.add_argument(
         "--once", action="store_true", help="run each case once, untimed, for a profiler"
@@ -259,14 +336,22 @@ def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
         shape = tuple(int(n) for n in known.shape.split(",")) if known.shape else None
     except ValueError:
         raise UsageError(f"--shape is {known.shape!r}; write T,V or T,V,D, as 512,49152") from None
+    if known.what != "kernels" and (shape or known.dtype):
+        raise UsageError("--shape and --dtype are of `bench kernels`; leave them out")
     _check_folders(known.out)
-    from fastrl.bench import kernels
+    from fastrl.bench import grading, kernels
 
+    if known.what == "kernels":
+        found = kernels.run(known.only, shape, known.dtype, known.repeats, known.once)
+    else:
+        found = grading.run(known.only, known.repeats, known.once)
     rows = []
-    for row in kernels.run(known.only, shape, known.dtype, known.repeats, known.once):
+    for row in found:
         rows.append(row)
         where = "x".join(map(str, row["shape"]))
         line = f"{row['name']:<32} {where:<16} {row['dtype']:<9} {row['ms']:9.2f} ms"
+        if "answers_per_s" in row:
+            line += f"  {row['answers_per_s']:9,.0f} answers/s, threads {row['threads']}"
         if row.get("baseline_failed"):
             line += f"  {row['baseline']:<24} did not run: {row['baseline_failed']}"
         elif row["baseline"]:

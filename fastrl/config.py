@@ -73,9 +73,25 @@ class ObjectiveConfig:
 @dataclass(frozen=True)
 class RewardConfig:
     functions: tuple[str, ...] = setting(
-        ("math",), "math, or PACKAGE.MODULE:FUNCTION; summed with weights"
+        ("math",),
+        "math, format_tags, soft_overlong, repetition or PACKAGE.MODULE:FUNCTION; summed with"
+        " weights",
     )
     weights: tuple[float, ...] = setting((), "one for each function; empty: all 1")
+    mode: Literal["box", "box_or_anchor", "flexible", "hash4", "choice", "tag"] = setting(
+        "box", "of math, and of every evaluation: where a response has its answer"
+    )
+    tags: tuple[str, ...] = setting(
+        ("think", "answer"), "of format_tags: the sections that make a response, in order"
+    )
+    max_tokens: int = setting(0, "of soft_overlong: -1 from there on; 0: sampling.max_tokens")
+    buffer_tokens: int = setting(
+        0, "of soft_overlong: tokens over which it falls from 0 to -1; 0: a fifth of max_tokens"
+    )
+    ngram_tokens: int = setting(3, "of repetition: tokens of an n-gram")
+    max_penalty: float = setting(
+        1.0, "of repetition: what a response would lose all of whose n-grams are repeats"
+    )
 
 
 @dataclass(frozen=True)

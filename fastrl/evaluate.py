@@ -101,12 +101,14 @@ def evaluate(
     seed: int,
     stream: str = "eval",
     step: int = 0,
+    mode: str = "box",
     on_event: Callable[[Event], None] | None = None,
 ) -> Evaluation:
     """Sample `params.n` responses to every example and grade them.
 
     The random numbers depend on `seed`, `stream`, `step` and the examples' ids: two policies are
-    compared on the same ones. `on_event` is told of every response as it finishes.
+    compared on the same ones. `mode` is where a response
+    has its answer (grading.MODES); `on_event` is told of every response as it finishes.
     Raises UsageError as `Sampler.generate` does, and for an empty set of examples.
     """
     if not examples:
@@ -123,7 +125,9 @@ def evaluate(
     texts = [[tokenizer.decode(c.token_ids) for c in row] for row in completions]
     flat = iter(
         grade(
-            [t for row in texts for t in row], [e.answer for e in examples for _ in range(params.n)]
+            [t for row in texts for t in row],
+            [e.answer for e in examples for _ in range(params.n)],
+            mode=mode,
         )
     )
     grades = [[next(flat) for _ in row] for row in completions]
@@ -310,5 +314,6 @@ def evaluate_model(
             stop=config.sampling.stop,
         ),
         seed=request.seed,
+        mode=config.reward.mode,
         on_event=count("evaluate", len(fitting.examples) * request.samples),
     )

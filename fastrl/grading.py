@@ -10,9 +10,9 @@ wrote. The answer is what stands in the answer region, which is the text after t
     choice         the letter of an option: in a box, after an anchor, or alone on the last line
     tag            what the one `<answer>` section holds
 
-Numbers are compared exactly, with a gold's decimals as its precision; expressions by identities in a
-finite field and in 106-bit arithmetic at fixed places; sets, tuples, intervals, matrices, equations
-and inequalities by their parts; anything else as text. `Grade.reason` is one of
+Numbers are compared exactly, with a gold's decimals as its precision; expressions by identities in
+a finite field and in 106-bit arithmetic at fixed places; sets, tuples, intervals, matrices,
+equations and inequalities by their parts; anything else as text. `Grade.reason` is one of
 
     correct      the answer equals the gold
     wrong        it does not

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fastrl.grading import count_reasons
 from fastrl.objectives import Objective
 from fastrl.types import Scored
 
@@ -50,6 +51,15 @@ METRICS: dict[str, tuple[str, str]] = {
     "truncated_share": ("share", "responses cut at the length limit"),
     "empty_answer_share": ("share", "responses without an answer in a box"),
     "parse_rate": ("share", "responses from which an answer was read"),
+    "answers_missing": (
+        "count",
+        "responses in which the verifier found no answer, or an empty one",
+    ),
+    "answers_truncated": ("count", "responses cut off inside of a box, or while thinking"),
+    "answers_shotgun": ("count", "responses that box more than three different values"),
+    "answers_hedge": ("count", "answers that take themselves back: or, not, maybe"),
+    "answers_limit": ("count", "answers over the verifier's limits of size or work"),
+    "golds_unreadable": ("count", "responses to prompts whose gold answer cannot be read"),
     "unique_answer_share": (
         "share",
         "distinct answers of a group over its responses, mean over groups",
@@ -189,7 +199,14 @@ def _task_metrics(groups: Sequence[Sequence[Scored]]) -> dict[str, float | None]
     given = sum(a is not None for group in answers for a in group)
     rewards = [{s.task_reward for s in group} for group in groups]
     equal = [r for values in rewards if len(values) == 1 for r in values if r is not None]
+    reasons = count_reasons(s.grade for s in responses if s.grade)
     return {
+        "answers_missing": reasons["no_answer"] + reasons["empty"],
+        "answers_truncated": reasons["truncated"] + reasons["thinking"],
+        "answers_shotgun": reasons["shotgun"],
+        "answers_hedge": reasons["hedge"],
+        "answers_limit": reasons["limit"],
+        "golds_unreadable": reasons["gold_empty"],
         "task_accuracy": _mean(verdicts),
         "task_reward_mean": _mean([s.task_reward for s in responses if s.task_reward is not None]),
         "empty_answer_share": 1 - given / len(responses),

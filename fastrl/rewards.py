@@ -10,21 +10,39 @@ from pathlib import Path
 
 from fastrl.config import RewardConfig
 from fastrl.errors import UsageError
-from fastrl.grading import Grade, grade
+from fastrl.grading import Grade
+from fastrl.rule_rewards import FormatTags, Repetition, SoftOverlong
 from fastrl.types import Completion, Prompt, Scored
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., Sequence[float | None]]
 
 
 class RewardError(UsageError):
     """A reward function failed, or returned something that is no reward."""
 
 
-def load_function(name: str) -> RewardFunction:
-    """The function that `PACKAGE.MODULE:FUNCTION` names; the working directory is searched last."""
+RULES: dict[str, Callable[[RewardConfig, int], RewardFunction]] = {
+    "format_tags": lambda c, _: FormatTags(c.tags),
+    "soft_overlong": lambda c, longest: SoftOverlong(c.max_tokens or longest, c.buffer_tokens),
+    "repetition": lambda c, _: Repetition(c.ngram_tokens, c.max_penalty),
+}
+
+
+def load_function(name: str, config: RewardConfig, max_tokens: int) -> RewardFunction:
+    """The reward function of a name in RULES with its settings, or of PACKAGE.MODULE:FUNCTION.
+
+    `max_tokens` is the longest response where `config` names none; the working directory is
+    searched last. Raises UsageError for a name that is none and a setting that cannot be.
+    """
+    if name in RULES:
+        try:
+            return RULES[name](config, max_tokens)
+        except UsageError as error:
+            raise UsageError(f"reward {name!r} cannot be made: reward.{error}") from None
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
-        raise UsageError(f"reward {name!r} is not known; give 'math' or PACKAGE.MODULE:FUNCTION")
+        known = ", ".join(map(repr, ["math", *RULES]))
+        raise UsageError(f"reward {name!r} is not known; give {known} or PACKAGE.MODULE:FUNCTION")
     here = str(Path.cwd())
     sys.path.append(here)
     try:
@@ -51,18 +69,23 @@ def _call(
     completions: Sequence[Completion],
     texts: list[str],
 ) -> list[float | None]:
-    """One reward a response through TRL's signature `(completions, **columns)`."""
+    """One reward a response through TRL's signature `(completions, **columns)`, all by name.
+
+    A column of the data named as one of ours (`completions`, `prompts`, `answer`,
+    `completion_ids`) is not passed on.
+    """
     names = sorted({key for p in prompts for key in p.columns})
-    columns = {key: [p.columns.get(key) for p in prompts] for key in names}
+    columns: dict[str, list] = {key: [p.columns.get(key) for p in prompts] for key in names}
     columns |= {
+        "completions": texts,
         "prompts": [p.messages[-1]["content"] for p in prompts],
         "answer": [p.answer for p in prompts],
         "completion_ids": [list(c.token_ids) for c in completions],
     }
     try:
-        values = function(texts, **columns)
+        values = function(**columns)
     except Exception as error:  # the user's code may raise anything; it is reported, never hidden
-        row = _failing_row(function, columns, texts)
+        row = _failing_row(function, columns, len(texts))
         where = f"row {row} (prompt {prompts[row].id})" if row is not None else "the whole batch"
         raise RewardError(
             f"reward {name!r} raised {type(error).__name__}: {error} on {where}; nothing was"
@@ -86,24 +109,25 @@ def _call(
     return [None if v is None else float(v) for v in values]
 
 
-def _failing_row(
-    function: RewardFunction, columns: dict[str, list], texts: list[str]
-) -> int | None:
+def _failing_row(function: RewardFunction, columns: dict[str, list], count: int) -> int | None:
     """The first row on which the function raises by itself; None when only the batch does."""
-    for row, text in enumerate(texts):
+    for row in range(count):
         try:
-            function([text], **{key: [values[row]] for key, values in columns.items()})
+            function(**{key: [values[row]] for key, values in columns.items()})
         except Exception:  # what is looked for
             return row
     return None
 
 
 class Rewarder:
-    """Scores responses: every one is graded for the log, r comes from the configured functions."""
+    """Scores responses: every one is graded for the log, r comes from the configured functions.
 
-    def __init__(self, config: RewardConfig) -> None:
+    `max_tokens` is the longest response of the run.
+    """
+
+    def __init__(self, config: RewardConfig, max_tokens: int = 0) -> None:
         if not config.functions:
-            raise UsageError("reward.functions is empty; give 'math' or PACKAGE.MODULE:FUNCTION")
+            raise UsageError("reward.functions is empty; give 'math', or others beside it")
         if config.weights and len(config.weights) != len(config.functions):
             raise UsageError(
                 f"reward.weights has {len(config.weights)} entries for {len(config.functions)}"
@@ -111,16 +135,24 @@ class Rewarder:
             )
         self.names = config.functions
         self.weights = config.weights or (1.0,) * len(config.functions)
-        self.functions = {n: load_function(n) for n in config.functions if n != "math"}
+        self.functions = {
+            name: load_function(name, config, max_tokens)
+            for name in config.functions
+            if name != "math"
+        }
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], texts: list[str]
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        texts: list[str],
+        grades: Sequence[Grade],
     ) -> list[Scored]:
-        """One Scored a response; `prompts` repeats the prompt of each response.
+        """One Scored a response, from its text and the verifier's verdict.
 
-        Raises RewardError, with the row, when a reward function fails.
+        `prompts` repeats the prompt of each response. Raises RewardError, with the row, when a
+        reward function fails.
         """
-        grades = grade(texts, [p.answer for p in prompts])
         totals: list[float | None] = [0.0] * len(texts)
         for name, weight in zip(self.names, self.weights, strict=True):
             values = (

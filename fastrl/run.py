@@ -23,6 +23,7 @@ from fastrl.config import Config, read_toml
 from fastrl.datasources import Example, load_examples, test_split
 from fastrl.errors import UsageError
 from fastrl.evaluate import Evaluation, evaluate
+from fastrl.lint_golds import check_golds
 from fastrl.losses import LossSpec
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
@@ -74,6 +75,7 @@ class Run:
             params,
             seed=self.config.train.seed,
             step=0,  # the same random numbers at every step: comparisons are paired
+            mode=self.config.reward.mode,
             on_event=display.count("evaluate", len(examples) * params.n),
         )
         line = {"step": self.step, "split": split, **evaluation.summary()}
@@ -250,7 +252,7 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     spec, advantage = loss_spec(config)
-    rewarder = Rewarder(config.reward)
+    rewarder = Rewarder(config.reward, config.sampling.max_tokens)
     policy = load_model(policy_path or config.model.name, dtype=dtype, device=device)
     reference = load_model(config.model.name, dtype=dtype, device=device).requires_grad_(False)
     tokenizer = load_tokenizer(config.model.name)
@@ -278,6 +280,8 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
         sets["test"] = prompts(source, test_split(source, data.source), config.eval.test_prompts)
 
     notes = [f"{split}: {line}" for split, found in sets.items() for line in found.report()]
+    if objective.uses_task_reward and "math" in config.reward.functions:
+        notes += [f"train: {line}" for line in check_golds(sets["train"].examples)]
     return Run(
         config=config,
         directory=RunDirectory(Path()),

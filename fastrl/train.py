@@ -16,6 +16,7 @@ import torch
 
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
+from fastrl.background import BackgroundGrader, Verdict
 from fastrl.batch import pack
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.metrics import step_metrics
@@ -200,16 +201,23 @@ def train(run: Run, display: Display) -> None:
     for step in range(run.step, config.train.max_steps):
         started = time.perf_counter()
         prompts = run.prompts.next(config.sampling.prompts_per_step)
-        groups = run.sampler.generate(
-            [p.token_ids for p in prompts],
-            run.sampling,
-            prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
-            step=step,
+        with BackgroundGrader(
+            run.tokenizer,
+            [p.answer for p in prompts],
+            config.reward.mode,
             on_event=display.count("sample", len(prompts) * run.sampling.n),
-        )
-        sampled = time.perf_counter()
-        display.phase("grade")
-        scored = grade_groups(run, prompts, groups)
+        ) as grader:
+            groups = run.sampler.generate(
+                [p.token_ids for p in prompts],
+                run.sampling,
+                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
+                step=step,
+                on_event=grader.add,
+            )
+            sampled = time.perf_counter()
+            display.phase("grade")
+            verdicts = grader.finish(groups)
+        scored = score_groups(run, prompts, groups, verdicts)
         graded = time.perf_counter()
         display.phase("train")
         result = train_step(run.learner, scored, step)
@@ -244,12 +252,15 @@ def is_due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def grade_groups(
-    run: Run, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]]
+def score_groups(
+    run: Run,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Completion]],
+    verdicts: Sequence[Sequence[Verdict]],
 ) -> list[list[Scored]]:
     """Every response with its text, its verdict and its task reward, grouped as sampled."""
     completions = [c for group in groups for c in group]
     owners = [p for p, group in zip(prompts, groups, strict=True) for _ in group]
-    texts = [run.tokenizer.decode(c.token_ids) for c in completions]
-    scored = iter(run.rewarder.score(owners, completions, texts))
+    texts, grades = zip(*(v for group in verdicts for v in group), strict=True)
+    scored = iter(run.rewarder.score(owners, completions, list(texts), grades))
     return [[next(scored) for _ in group] for group in groups]

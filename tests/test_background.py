@@ -44,6 +44,20 @@ def test_verdicts_are_those_of_grading_at_the_end(told):
             assert grader.finish(GROUPS) == plain()
 
 
+def test_the_mode_is_that_of_the_run_and_events_are_passed_on():
+    seen = []
+
+    def stop(event):
+        seen.append(event)
+        return False
+
+    groups = [[completion("The answer is 7")]]
+    with BackgroundGrader(Letters(), ["7"], "box_or_anchor", on_event=stop) as grader:
+        assert grader.add(Event(0, 0, groups[0][0])) is False
+        (((text, verdict),),) = grader.finish(groups)
+    assert (text, verdict.correct, len(seen)) == ("The answer is 7", True, 1)
+
+
 def test_a_verdict_is_there_before_the_next_response_is():
     with BackgroundGrader(Letters(), GOLDS) as grader:
         for count, event in enumerate(EVENTS, 1):

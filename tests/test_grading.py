@@ -1,7 +1,6 @@
 """The grader: what it takes as the answer, what it calls equal, and what it survives."""
 
 import random
-import time
 from fractions import Fraction
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from fastrl.errors import UsageError
 from fastrl.grading import (
-    MODES,
     REASONS,
     Gold,
     Grade,
@@ -33,87 +31,13 @@ def equal(answer, gold):
 
 
 @pytest.mark.parametrize(
-    "completion, answer",
-    [
-        (r"so \boxed{7}.", "7"),
-        (r"\fbox{7}", "7"),
-        (r"\boxed{ 7" + "\n}", "7"),
-        (r"\boxed {7}", "7"),
-        (r"$\boxed{\frac{\sqrt{3}}{2}}$", r"\frac{\sqrt{3}}{2}"),
-        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-        (r"\boxed{\left\{x\right\}}", r"\left\{x\right\}"),
-        (r"\boxed{1\\}", r"1\\"),  # an escaped backslash escapes no brace
-        (r"\boxed 7", "7"),
-        (r"\boxed 7.", "7"),
-        (r"\boxed -3/4, so", "-3/4"),
-        (r"\boxed 1,234 km", "1,234"),
-        (r"\boxed{5}, no: \boxed{7}", "7"),
-        (r"\boxed{\boxed{5}}", "5"),
-        (r"\boxed{ \fbox{ 5 } }", "5"),
-        (r"\boxed{\boxed 5}", "5"),
-        (r"\boxed{x=\boxed{5}}", r"x=\boxed{5}"),
-        (r"\boxed{\boxed{5}\boxed{6}}", r"\boxed{5}\boxed{6}"),
-        (r"\boxed{8 then \boxed{7}", "7"),
-        (r"} \{ \boxed{7} {", "7"),
-        (r"<think>\boxed{5}</think>\boxed{7}", "7"),
-        (r"<think>a</think>\boxed{5}<think>b</think>\boxed{7}", "7"),
-        (r"no opening </think>\boxed{7}", "7"),
-        ("日本 \\boxed{七\x00七} end", "七\x00七"),
-    ],
-)
-def test_the_answer_is_the_last_complete_box(completion, answer):
-    verdict = one(completion)
-    assert verdict.answer == answer
-    begin, end = verdict.span
-    assert completion.encode()[begin:end].decode() == answer
-
-
-@pytest.mark.parametrize(
-    "completion, reason",
-    [
-        ("the answer is 7", "no_answer"),
-        (r"\boxed{7", "truncated"),
-        (r"\boxed{7\}", "truncated"),
-        (r"\boxed{7} then \boxed{8", "truncated"),  # cut off in what was to be the answer
-        (r"\boxed", "no_answer"),
-        (r"\boxed x7", "no_answer"),
-        (r"\boxed 7x", "no_answer"),  # LaTeX would box the 7 alone
-        (r"\boxedly{7}", "no_answer"),
-        (r"\\boxed{7}", "no_answer"),  # a line break, then a word
-        (r"\boxed{7}</think> I am done", "no_answer"),
-        (r"<think>\boxed{7}", "thinking"),
-        (r"<think>a</think> <think>\boxed{7}", "thinking"),
-        (r"\boxed{}", "empty"),
-        ("\\boxed{ \n\t\v}", "empty"),
-        (r"\boxed{7} or rather \boxed{}", "empty"),  # no fall-through to the earlier box
-        (r"\boxed{7}\boxed{1}\boxed{2}\boxed{3}\boxed{\boxed{}}", "empty"),
-    ],
-)
-def test_where_there_is_no_answer_there_is_a_reason(completion, reason):
-    verdict = one(completion)
-    assert (verdict.correct, verdict.answer, verdict.span) == (False, None, None)
-    assert verdict.reason == reason
-
-
-def test_more_than_three_values_are_a_shotgun():
-    def boxes(*values):
-        return one("".join(rf"\boxed{{{v}}}" for v in values))
-
-    assert boxes("1", "2", "7").reason == "correct"
-    shotgun = boxes("1", "2", "3", "7")
-    assert (shotgun.correct, shotgun.reason, shotgun.answer) == (False, "shotgun", "7")
-    assert boxes("1", "1.0", "2/2", "$1$", "2", "7", "7").reason == "correct"  # values, not boxes
-    assert boxes("1", "2", "", "7").reason == "correct"
-    assert one(r"<think>\boxed{1}\boxed{2}\boxed{3}</think>\boxed{7}").correct
-
-
-@pytest.mark.parametrize(
     "box",
     [
         r"42\text{ is wrong, it is 43}", r"42\text{ or 43}", "42!", "42_7", "42;43", "42 43",
         "42,43", "{1}42", "{42}7", r"\frac{1}{2 42", r"42\ldots", "42/", "4 2", "42e", "42e1",
         "42...", "x42", r"\frac{42}{1}2", r"\frac42", "42/1/2", "−", "-42", "042x", "42\x00",
-        r"42\text{ maybe}", "42?", "42 or so", r"\text{not }42", "[42,42]", "42+", "+", "42^", "42^2",
+        r"42\text{ maybe}", "42?", "42 or so", r"\text{not }42", "[42,42]", "42+", "+", "42^",
+        "42^2",
     ],
 )  # fmt: skip
 def test_more_or_less_than_the_value_is_not_paid(box):
@@ -130,14 +54,16 @@ EQUAL = [
     ("3/2", r"1\frac{1}{2}"), ("3/2", r"1 \frac12"), ("-3/2", r"-1\frac{1}{2}"),
     ("3/4", r"3\div4"), ("1/6", r"{1\over6}"), ("2", r"\frac{1}{\frac12}"),
     ("1/3", r"\frac{1}{3}"), ("5", "$5$"), ("5", "$$ 5 $$"), ("$5$", "5.0"), ("0.1", r"\frac1{10}"),
-    ("x +  1", "x\n+ 1"), ("x + 1", "x+1"), ("$x$", "x"), (r"\infty", r"\infty"), ("9" * 4000, "9" * 4000 + ".0"),
+    ("x +  1", "x\n+ 1"), ("x + 1", "x+1"), ("$x$", "x"), (r"\infty", r"\infty"), ("9" * 4000,
+    "9" * 4000 + ".0"),
     ("1000000000/3", r"333333333\frac{1}{3}"),
 ]  # fmt: skip
 DIFFERENT = [
     ("10000", "10001"), ("3", "3.0000001"), ("1000000", "1000000.4"), ("1/3", "0.333333"),
     ("3.2", "3,2"), ("1", "1,00"), ("1234", "12,34"), ("12345", "12, 345"), ("1000", "1,0000"),
     ("123", "0,123"), ("1/2", "-1/2"), ("31/2", r"1.5\frac12"), ("3/2", r"-1\frac{1}{2}"),
-    ("9" * 40, "9" * 39 + "8"), ("1" + "0" * 4000, "1" + "0" * 3999), ("1234,567", "1234567"), ("x", "y"), ("7", "0/7"), ("0", "0/0"), ("0", r"\frac{0}{0}"),
+    ("9" * 40, "9" * 39 + "8"), ("1" + "0" * 4000, "1" + "0" * 3999), ("1234,567", "1234567"), ("x",
+    "y"), ("7", "0/7"), ("0", "0/0"), ("0", r"\frac{0}{0}"),
     ("0", "1/0"), ("1", "1/0"), ("1", r"1\frac{1}{0}"), ("1", r"\frac{1/0}{1/0}"), ("0", "$$"),
     ("0", r"\frac{1}{1/0}"), ("1/2", r"\fracture12"),
 ]  # fmt: skip
@@ -166,7 +92,7 @@ def test_a_gold_that_cannot_be_read_gives_no_verdict(gold):
 
 
 def written(draw):
-    """A fraction in one of the ways it is written: the text, its value, its digits after a point."""
+    """A fraction in one of the ways it is written: its text, value and decimals."""
     sign = draw(st.sampled_from(["", "-", "−", "+"]))
     whole = draw(st.integers(0, draw(st.sampled_from([20, 10**12, 10**60]))))
     form = draw(st.sampled_from(["whole", "grouped", "decimal", "slash", "frac", "over", "mixed"]))
@@ -189,7 +115,7 @@ def written(draw):
 
 
 def accepts(gold, gold_places, value, places):
-    """Exact, but for a gold with decimals: to half a unit of its last, given as many or no decimals."""
+    """Exactly; a gold with decimals to half a unit of its last, if given as many or none."""
     if gold_places is None or (places is not None and places < gold_places):
         return value == gold
     return abs(value - gold) <= Fraction(1, 2 * 10**gold_places)
@@ -242,7 +168,8 @@ def test_a_comparison_has_a_budget():
 
 def test_every_limit_is_kept_and_the_same_text_passes():
     pairs = [
-        ("+".join(f"x_{{{i}}}" for i in range(70)), "+".join(f"x_{{{i}}}" for i in range(69, -1, -1))),
+        ("+".join(f"x_{{{i}}}" for i in range(70)), "+".join(f"x_{{{i}}}" for i in range(69, -1,
+        -1))),
         (",".join(map(str, range(600))), ",".join(map(str, range(599, -1, -1)))),
         ("10^{5000}", "10^{4999}\\cdot 10"),
         ("9^{9^{9^{9}}}", "9^{9^{9^{9}}}+0"),
@@ -262,8 +189,10 @@ def test_nesting_has_a_limit():
     assert equal(tower(60), "5") is True
     assert one(tower(70), "5", content="answer").reason == "limit"
     assert equal("-" * 4000 + "5", "5") is True
-    for opened, closed in ("()", ("[", "]"), (r"\sqrt{", "}"), ("x^{", "}"), (r"\sin ", ""), (r"\sqrt", ""),
-                           (r"\text{", "}"), (r"\frac1", ""), ("|", "|"), (r"\{", r"\}"), ("x^", "")):  # fmt: skip
+    for opened, closed in ("()", ("[", "]"), (r"\sqrt{", "}"), ("x^{", "}"), (r"\sin ", ""),
+        (r"\sqrt", ""),
+                           (r"\text{", "}"), (r"\frac1", ""), ("|", "|"), (r"\{", r"\}"), ("x^",
+                           "")):  # fmt: skip
         text = opened * 500 + "5" + closed * 500
         assert one(text, "5", content="answer").reason in ("limit", "wrong"), opened
     assert equal("{" * 1000 + "5" + "}" * 1000, "5") is True  # nothing but braces
@@ -322,28 +251,6 @@ def test_verdicts_do_not_depend_on_threads_or_order():
     assert all(v.correct for v in grade(many, many, content="answer", threads=len(many)))
 
 
-BIG = 2_000_000
-LARGE = "".join(rf"\boxed{{\frac{{{d * 2000}}}{{{'7' * 2000}}}}}" for d in "12")
-
-
-@pytest.mark.parametrize(
-    "unit, head, tail",
-    [
-        (r"\boxed{", "", ""), (r"\[ \boxed{ ", "", ""), ("{", "", ""), ("\\", "", ""),
-        (r"\boxed{1}", "", ""), (r"\boxed 1", "", ""), (r"\boxed ", "", ""), ("<think>", "", ""),
-        ("</think", "", ""), ("}", r"\boxed{", ""), (" ", r"\boxed{", "}"), ("-", r"\boxed{", "}"),
-        (" ", r"\boxed", "{7}"), (r"\boxed{1}", LARGE, ""), (r"\boxed{2}", LARGE, r"\boxed{7}"),
-        (r"\boxed 1", rf"\boxed{{{'2' * 4090}}}", ""), (r"\boxed{ ", "", "7" + " }" * (BIG // 8)),
-        (r"\boxed 1", rf"\boxed{{{'x' * 4090}}}", ""),
-    ],
-)  # fmt: skip
-def test_two_megabytes_take_a_fraction_of_a_second(unit, head, tail):
-    text = head + unit * (BIG // len(unit)) + tail
-    started = time.thread_time()
-    grade([text], ["7"], threads=1)
-    assert time.thread_time() - started < 0.5
-
-
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -361,85 +268,6 @@ def test_an_option_that_cannot_be(options, said):
         grade(["7", "8"], ["7"])
 
 
-MODE_CASES = [
-    ("box_or_anchor", r"The answer is 5, so \boxed{7}", "7"),
-    ("box_or_anchor", r"The answer is 7 and \boxed{}", None),  # no fall-through
-    ("box_or_anchor", "**Final Answer:** 7", "7"),
-    ("box_or_anchor", "Final answer:\n$$7$$\nDone.", "$$7$$"),
-    ("box_or_anchor", "The answer is **7**.", "7"),
-    ("box_or_anchor", "the answer is $7.5$.", "$7.5$"),
-    ("box_or_anchor", "La respuesta es 7.", "7"),
-    ("box_or_anchor", "Die Antwort lautet: 7", "7"),
-    ("box_or_anchor", "La réponse est 7.", "7"),
-    ("box_or_anchor", "答案是7。", "7"),
-    ("box_or_anchor", "They answered 7 questions. I like 5.", None),
-    ("box_or_anchor", "It is 7.", None),
-    ("flexible", "It is 6 or, better, 7.", "7"),
-    ("flexible", "so x = -7<|im_end|>", "-7"),
-    ("flexible", r"we get $\frac{3}{4}$.", r"\frac{3}{4}"),
-    ("flexible", "between 2-7", "7"),
-    ("flexible", "about 1,234.5 km", "1,234.5"),
-    ("flexible", "no digits", None),
-    ("hash4", "5\n#### 6\n#### 7\n", "7"),
-    ("hash4", "####  $7.\nmore", "$7"),
-    ("hash4", "The answer is 7", None),
-    ("choice", "The answer is (B).", "B"),
-    ("choice", r"\boxed{\text{B}}", r"\text{B}"),
-    ("choice", "A is wrong.\n\n**B**", "B"),
-    ("choice", "Of (A) and (B), (A) is wrong.", None),
-    ("choice", "Because of this it must be (B).", "B"),
-    ("tag", "<answer> 7 </answer>", "7"),
-    ("tag", r"<answer>so \boxed{7}</answer>", "7"),
-    ("tag", "<think><answer>5</answer></think><answer>7</answer>", "7"),
-    ("tag", r"\boxed{7}", None),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("mode, completion, answer", MODE_CASES)
-def test_each_mode_finds_its_answer(mode, completion, answer):
-    verdict = one(completion, "7", mode=mode)
-    assert verdict.answer == answer
-    if answer is not None:
-        begin, end = verdict.span
-        assert completion.encode()[begin:end].decode() == answer
-        assert verdict.correct is (verdict.reason == "correct")
-
-
-@pytest.mark.parametrize(
-    "mode, completion, reason",
-    [
-        ("box_or_anchor", "The answer is 5. The answer is 6. The answer is 7.", "shotgun"),
-        ("hash4", "#### 5\n#### 6\n#### 7", "shotgun"),
-        ("choice", "The answer is A. The answer is C. The answer is B.", "shotgun"),
-        ("choice", "The answer is B or C.", "hedge"),
-        ("choice", r"\boxed{B, C}", "hedge"),
-        ("tag", "<answer>5</answer><answer>7</answer>", "shotgun"),
-        ("tag", "<answer>7", "truncated"),
-        ("tag", "<answer></answer>", "empty"),
-        ("tag", "</answer>7<answer>", "no_answer"),
-        ("hash4", "####", "empty"),
-        ("flexible", "<think>7", "thinking"),
-        ("box", r"\boxed{7\text{ or }8}", "hedge"),
-    ],
-)
-def test_each_mode_has_its_reasons(mode, completion, reason):
-    assert one(completion, "B" if mode == "choice" else "7", mode=mode).reason == reason
-
-
-def test_boxes_side_by_side_are_one_list_for_a_gold_that_is_one():
-    text = r"The roots are $\boxed{1}$, \boxed{2} and \boxed{3}."
-    verdict = one(text, "3,2,1")
-    assert (verdict.correct, verdict.answer) == (True, "1, 2, 3")
-    begin, end = verdict.span
-    assert text[begin:end] == r"1}$, \boxed{2} and \boxed{3"
-    assert one(text, "3").answer == "3"  # the last box wins
-    four = "".join(rf"\boxed{{{i}}}," for i in range(1, 5))
-    assert one(four, "1,2,3,4").correct is True  # one value, no shotgun
-    assert one(four, "4").reason == "shotgun"
-    assert one(r"\boxed{5} is wrong: \boxed{1},\boxed{2}", "1,2").correct is True
-    assert one(r"\boxed{1} then \boxed{2}", "1,2").correct is False  # not side by side
-
-
 def test_any_of_several_golds_will_do():
     answers = [r"\boxed{7}", r"\boxed{x}", r"\boxed{9}"]
     verdicts = grade(answers, [["6", "7"], [Gold("y"), b"x"], ("7", "8")])
@@ -452,7 +280,8 @@ def test_any_of_several_golds_will_do():
 def test_a_compiled_gold_says_what_it_is():
     kinds = {
         "7": "number", r"\sqrt2": "number", "x+1": "expression", "1,2": "list", r"\{1\}": "set",
-        "(1,2)": "tuple", "[1,2)": "interval", "x=5": "relation", "x>5": "relation", "(C)": "option",
+        "(1,2)": "tuple", "[1,2)": "interval", "x=5": "relation", "x>5": "relation",
+        "(C)": "option",
         r"\begin{pmatrix}1\end{pmatrix}": "matrix", "blue": "text", r"x \mapsto 2": "text",
     }  # fmt: skip
     for text, kind in kinds.items():
@@ -495,7 +324,8 @@ def test_what_can_be_ruled_either_way_is_a_setting():
     assert one(r"\boxed{0.5}", r"50\%", policy=strict).correct is True
     digits = GradingPolicy(six_digits=True)
     for gold, right, wrong in ((r"\pi", "3.14159", "3.1416"), (r"\frac13", "0.333333", "0.33333"),
-                               (r"1000\sqrt2", "1414.21", "1414.2"), ("-2/3", "-0.666667", "0.666667")):  # fmt: skip
+                               (r"1000\sqrt2", "1414.21", "1414.2"), ("-2/3", "-0.666667",
+                               "0.666667")):  # fmt: skip
         assert equal(right, gold) is False
         assert one(right, gold, content="answer", policy=digits).correct is True
         assert one(wrong, gold, content="answer", policy=digits).correct is False
@@ -510,83 +340,3 @@ def test_reasons_are_counted():
     counts = count_reasons(grades)
     assert list(counts) == list(REASONS)
     assert (counts["correct"], counts["shotgun"], counts["hedge"], counts.total()) == (2, 1, 0, 3)
-
-
-HOSTILE = {
-    "tower": "9^{9^{9^{9}}}",
-    "factorial": "(10^9)!",
-    "factorials": "+".join(["3000!"] * 600),
-    "binomials": "+".join([r"\binom{5999}{3000}"] * 200),
-    "powers": "+".join(["2^{16000}"] * 400),
-    "real powers": "+".join([r"x^{\pi}"] * 500),
-    "sines": "+".join(rf"\sin({i}x)" for i in range(400)),
-    "quotients": "+".join(rf"\frac{{{10**17 + i}}}{{{10**17 + 7 + i}}}" for i in range(80)),
-    "long fraction": rf"\frac{{{'1' * 20_000}}}{{{'3' * 20_000}}}",
-    "numeral": "1" * 4000 + "_2",
-    "braces": "{" * 100_000 + "42" + "}" * 100_000,
-    "brackets": "(" * 2000 + "42" + ")" * 2000,
-    "list": ",".join(str(i + 1) for i in range(500)),
-    "signs": ",".join(rf"\pm\sqrt{{{i}}}" for i in range(200)),
-    "intervals": r"\cup".join(rf"(\sqrt{{{3 * i}}},\sqrt{{{3 * i + 1}}})" for i in range(110)),
-    "holes": r"\mathbb{R}" + "".join(rf"\setminus\{{{i}\}}" for i in range(250)),
-    "determinant": r"\begin{vmatrix}"
-    + r"\\".join(
-        "&".join(rf"\sqrt{{{(7 * i + 3 * j) % 11 + 2}}}" for j in range(6)) for i in range(6)
-    )
-    + r"\end{vmatrix}",
-    "gcd": r"\gcd(" + ",".join(str(10**17 + i) for i in range(200)) + ")",
-}
-GOLDS = ["42", r"\cos x+x^{\pi}", ",".join(map(str, range(499, -1, -1))), r"(0,1)\cup(2,3)"]
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_answer_takes_two_milliseconds_at_most(name):
-    """The least of five, so that other work on the machine does not count."""
-    for gold in GOLDS:
-        times = []
-        for _ in range(5):
-            started = time.thread_time()
-            verdict = one(HOSTILE[name], gold, content="answer", threads=1)
-            times.append(time.thread_time() - started)
-        assert min(times) < 2e-3
-        assert verdict.correct is (name == "braces" and gold == "42")
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "words ", r"\boxed{ ", r"\[ \boxed{ ", "\\", "{", "}", "<", "<think", "<answer>", "$", "1", "1,",
-        "the answer is 42 ", "the answer is 42. ", "#### 42 ", "####\n", "(A) ", "answer", "Option ",
-        r"\boxed{1}, ", r"\frac{1}{2} ",
-    ],
-)  # fmt: skip
-def test_time_grows_linearly_with_the_completion(unit, mode):
-    times = []
-    for size in (200_000, 2_000_000):
-        text = unit * (size // len(unit))
-        runs = []
-        for _ in range(3):
-            started = time.thread_time()
-            grade([text], ["42"], mode=mode, threads=1)
-            runs.append(time.thread_time() - started)
-        times.append(min(runs))
-    assert times[1] < 0.1
-    assert times[1] < 25 * times[0] + 2e-3
-
-
-@pytest.mark.slow
-def test_ten_megabytes_take_a_tenth_of_a_second():
-    for unit in (
-        "words ",
-        r"\boxed{ ",
-        "<",
-        "the answer is 42. ",
-        "#### 42 ",
-        "(A) ",
-        r"\boxed{1}, ",
-    ):
-        for mode in MODES:
-            started = time.thread_time()
-            grade([unit * (10_000_000 // len(unit))], ["42"], mode=mode, threads=1)
-            assert time.thread_time() - started < 0.3

@@ -1,7 +1,8 @@
 """The verifier's rulings: two files of answers with the verdict that the policy gives.
 
 `cases.jsonl` came with the policy, and its lines with `firm` false are those on which a reasonable
-person could rule otherwise; `own_cases.jsonl` was written from the policy without sight of the code.
+person could rule otherwise; `own_cases.jsonl` was written from the policy without sight of the
+code.
 A gold beyond a limit may give no verdict: "not paid" is what counts.
 """
 

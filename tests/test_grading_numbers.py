@@ -37,7 +37,8 @@ FUNCTIONS = {
     r"\tanh": mpmath.tanh, "arcsinh": mpmath.asinh,
 }  # fmt: skip
 INVERSE = {r"\arcsin": mpmath.asin, r"\arccos": mpmath.acos, "arctanh": mpmath.atanh}
-RATIONALS = [(1, 2), (1, 3), (1, 7), (22, 7), (1, 1), (5, 2), (10, 1), (99, 10), (1, 1000), (7, 5), (31, 10)]  # fmt: skip
+RATIONALS = [(1, 2), (1, 3), (1, 7), (22, 7), (1, 1), (5, 2), (10, 1), (99, 10), (1, 1000), (7, 5),
+(31, 10)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -66,10 +67,12 @@ def test_inverse_functions(name):
         (r"\pi^{e}", mpmath.pi**mpmath.e), (r"\sqrt[3]{2}", mpmath.cbrt(2)),
         (r"\sqrt[7]{100}", mpmath.root(100, 7)), (r"2^{\sqrt2}", 2 ** mpmath.sqrt(2)),
         (r"\log_2 10", mpmath.log(10, 2)), (r"\log_{10} 2", mpmath.log10(2)),
-        (r"\ln\ln 10", mpmath.log(mpmath.log(10))), (r"\sin 30^\circ + \sqrt3", 0.5 + mpmath.sqrt(3)),
+        (r"\ln\ln 10", mpmath.log(mpmath.log(10))), (r"\sin 30^\circ + \sqrt3",
+        0.5 + mpmath.sqrt(3)),
         (r"\sqrt{2+\sqrt{2+\sqrt2}}", mpmath.sqrt(2 + mpmath.sqrt(2 + mpmath.sqrt(2)))),
         (r"\cos\frac{\pi}{7}", mpmath.cos(mpmath.pi / 7)), (r"\sin 1000", mpmath.sin(1000)),
-        (r"\sin 100000", mpmath.sin(100000)), (r"e^{20}", mpmath.exp(20)), (r"e^{-5}", mpmath.exp(-5)),
+        (r"\sin 100000", mpmath.sin(100000)), (r"e^{20}", mpmath.exp(20)), (r"e^{-5}",
+        mpmath.exp(-5)),
         (r"\ln 1000000", mpmath.log(10**6)), (r"\ln 1.0001", mpmath.log(mpmath.mpf(10001) / 10000)),
         (r"|1+2i|", mpmath.sqrt(5)), (r"-\sqrt{2}", -mpmath.sqrt(2)),
         (r"(1+\sqrt2)^{10}", (1 + mpmath.sqrt(2)) ** 10), (r"\frac{1+\sqrt5}{2}", mpmath.phi),
@@ -92,8 +95,10 @@ def test_what_differs_beyond_thirty_digits_is_not_called_equal_without_proof():
     for answer, gold in pairs:
         assert correct(answer, gold) is False, (answer, gold)
         assert correct(gold, answer) is False, (gold, answer)
-    for answer, gold in [(r"\sqrt{10^{60}}", "10^{30}"), (r"\sqrt[3]{-27}", "-3"), (r"4^{3/2}", "8"),
-                         (r"\sqrt{\frac{18}{8}}", "1.5"), (r"27^{-1/3}", "1/3"), ("(-8)^{1/3}", "-2")]:  # fmt: skip
+    for answer, gold in [(r"\sqrt{10^{60}}", "10^{30}"), (r"\sqrt[3]{-27}", "-3"), (r"4^{3/2}",
+        "8"),
+                         (r"\sqrt{\frac{18}{8}}", "1.5"), (r"27^{-1/3}", "1/3"), ("(-8)^{1/3}",
+                         "-2")]:  # fmt: skip
         assert correct(answer, gold) is True, (answer, gold)
 
 

@@ -7,6 +7,7 @@ namespace fastrl::grading {
 namespace {
 
 constexpr size_t kMostExponentDigits = 9;
+constexpr size_t kLongestNumeral = 64;  // with letters for digits
 
 bool stands(std::string_view text, size_t at, std::string_view word) {
     return text.substr(std::min(at, text.size()), word.size()) == word;
@@ -115,8 +116,11 @@ size_t read_number(std::string_view text, size_t at, bool commas, bool blanks, N
 size_t numeral_size(std::string_view text, size_t at) {
     size_t end = at;
     bool letters = false;
-    for (; end < text.size() && (is_digit(text[end]) || (text[end] >= 'A' && text[end] <= 'F')); ++end)
+    const auto is_hexadecimal = [](char c) { return is_digit(c) || (c >= 'A' && c <= 'F'); };
+    for (; end < text.size() && is_hexadecimal(text[end]); ++end) {
         letters = letters || is_upper(text[end]);
+        if (end - at == kLongestNumeral) return 0;
+    }
     if (!letters || end - at < 2) return 0;
     for (const std::string_view base : {"_{16}", "_{12}", "_16", "_12"})
         if (stands(text, end, base)) return end - at;

@@ -131,7 +131,10 @@ Match Comparer::relations(const Ref& gold, const Ref& answer) {
     if (!is_equation(gold) || !is_equation(answer)) return inequalities(gold, answer);
     Ref asked, given, gold_value, value;
     if (named_value(gold, asked, gold_value) && named_value(answer, given, value)) {
-        const bool spoken = asked->kind == Kind::texts || given->kind == Kind::texts;
+        // words name anything; y and f(x) are two names of one function
+        const bool spoken = asked->kind == Kind::texts || given->kind == Kind::texts ||
+                            (is_symbol(asked) && given->kind == Kind::product) ||
+                            (asked->kind == Kind::product && is_symbol(given));
         if (spoken || same_name(asked, given)) {
             const Match match = equal(gold_value, value);
             if (match != Match::no || spoken) return match;

@@ -56,7 +56,8 @@ Names make_commands() {
         {"displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "boxed", "fbox", "mathbf",
          "mathit", "mathcal", "boldsymbol", "bm", "vec", "overrightarrow", "mathscr", "mathfrak",
          "underline", "rm", "bf", "it", "mathstrut", "hfill", "mathopen", "mathclose", "mathbin",
-         "mathord", "ensuremath", "strut", "rlap", "llap", "smash"});
+         "mathord", "ensuremath", "strut", "rlap", "llap", "smash",
+         "angle", "measuredangle", "triangle"});
     add(names, Action::space, Tok::other, 0,
         {"quad", "qquad", "enspace", "thinspace", "medspace", "thickspace", "space", "newline",
          "par", "indent", "noindent", "nobreakspace"});
@@ -128,7 +129,7 @@ Names make_commands() {
          "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "varrho", "sigma",
          "varsigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta",
          "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell", "hbar",
-         "partial", "nabla", "angle", "triangle", "square", "aleph"});
+         "partial", "nabla", "square", "aleph"});
     for (const std::string_view letter : {"R", "N", "Z", "Q", "C"})
         names[letter] = {letter, Action::token, Tok::set, static_cast<uint8_t>(letter[0])};
     for (const auto& [name, set] : {std::pair<std::string_view, char>{"reals", 'R'}, {"Reals", 'R'}})

@@ -1,0 +1,1 @@
+"""fastrl's parts inside other trainers."""
