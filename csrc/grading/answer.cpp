@@ -71,23 +71,37 @@ Option find_option(const Tokens& tokens) {
     if (all[at].kind == Tok::period || all[at].kind == Tok::colon) ++at;
     if (all[at].kind == Tok::stop) return {letter[0], {}};
     if (!marked) return {};
-    // after (B) no other option and no word that takes it back
+    // after (B) no other option, no word that takes it back, nothing that cannot be read
     for (size_t i = at; all[i].kind != Tok::stop; ++i) {
-        if (all[i].kind == Tok::word && is_hedge(tokens.text(all[i]))) return {};
-        const auto next = tokens.text(all[std::min(i + 1, all.size() - 1)]);
-        if (all[i].kind == Tok::open && next.size() == 1 && is_upper(next[0]) &&
-            all[std::min(i + 2, all.size() - 1)].kind == Tok::close)
+        const auto text = tokens.text(all[i]);
+        const bool lone = all[i].kind == Tok::symbol || all[i].kind == Tok::word;
+        if ((all[i].kind == Tok::word && (is_hedge(text) || text[0] == '\\')) ||
+            (lone && text.size() == 1 && text[0] >= 'A' && text[0] <= 'E') ||
+            all[i].kind == Tok::other)
             return {};
     }
-    switch (all[at].kind) {  // (A)^2, (A)+1, (A)(B) are expressions
+    switch (all[at].kind) {  // (A)^2, (A)+1, (A), 2 are expressions
         case Tok::caret: case Tok::plus: case Tok::times: case Tok::slash: case Tok::underscore:
-        case Tok::bang: case Tok::open: case Tok::prime: case Tok::relation: case Tok::cup:
-        case Tok::cap: case Tok::set_minus: case Tok::comma: case Tok::in:
-            if (all[at].kind != Tok::open) return {};
-            break;
-        default: break;
+        case Tok::bang: case Tok::prime: case Tok::relation: case Tok::cup: case Tok::cap:
+        case Tok::set_minus: case Tok::comma: case Tok::semicolon: case Tok::in:
+            return {};
+        default: return {letter[0], tokens.source.substr(all[at].begin)};
     }
-    return {letter[0], std::string_view(tokens.source).substr(all[at].begin)};
+}
+
+// What the one box around the whole holds: \boxed{5}.
+std::string_view without_box(std::string_view text) {
+    for (const std::string_view box : {"\\boxed{", "\\fbox{"}) {
+        if (text.substr(0, box.size()) != box || text.back() != '}') continue;
+        int64_t depth = 1;
+        for (size_t i = box.size(); i + 1 < text.size(); ++i) {
+            if (text[i] == '\\') ++i;
+            else if (text[i] == '{') ++depth;
+            else if (text[i] == '}' && --depth == 0) return text;
+        }
+        if (depth == 1) return trim(text.substr(box.size(), text.size() - box.size() - 1));
+    }
+    return text;
 }
 
 // {{{42}}}: all but one of the braces around the whole, in one pass.
@@ -122,7 +136,7 @@ void fold(std::string_view text, std::string& folded) {
     while (text.size() >= 2 && text.front() == '$' && text.back() == '$' &&
            text[text.size() - 2] != '\\')
         text = trim(text.substr(1, text.size() - 2));
-    text = without_braces(text);
+    text = without_box(without_braces(text));
     folded.clear();
     for (const char c : text) {
         if (!is_space(c)) folded += c;
@@ -136,6 +150,7 @@ void Answer::read(std::string_view answer) {
     root = -1;
     reading = Reading::unreadable;
     tokens.clear();
+    tree.clear();
     is_integer = is_plain_integer(text) && text.size() <= kLongestAnswer;
     if (text.empty()) return;
     if (text.size() > kLongestAnswer) {
@@ -143,19 +158,23 @@ void Answer::read(std::string_view answer) {
         reading = Reading::limit;
         if (short_text.empty()) return;
         tokenize(short_text, false, tokens);
-        reading = parse(tokens, tree, root);
+        reading = parse(tokens, true, tree, root);
         return;
     }
     tokenize(text, false, tokens);
     option = find_option(tokens);
-    reading = parse(tokens, tree, root);
+    reading = parse(tokens, true, tree, root);
 }
 
-bool Answer::read_as_list(std::string_view answer) {
+bool Answer::read_again(std::string_view answer) {
     fold(answer, text);
     tokenize(text, true, tokens);
-    reading = parse(tokens, tree, root);
+    reading = parse(tokens, false, tree, root);
     return reading == Reading::ok;
+}
+
+bool Answer::is_ambiguous() const {
+    return reading == Reading::ok && ((tree.at(root).flags & kWasGrouped) || tree.has_letter_unit);
 }
 
 Gold::Gold(std::string_view text) : source_(text) {
@@ -178,16 +197,17 @@ Gold::Gold(std::string_view text) : source_(text) {
         readable_ = false;
         problem_ = "undefined";
     }
-    if (answer_.tree.at(answer_.root).flags & kWasGrouped) {
-        as_list_ = std::make_unique<Answer>();
-        if (!as_list_->read_as_list(text)) as_list_.reset();
+    if (answer_.is_ambiguous()) {
+        again_ = std::make_unique<Answer>();
+        if (!again_->read_again(text)) again_.reset();
     }
 }
 
 bool Gold::is_listed() const {
     if (answer_.reading != Reading::ok) return false;
     const Node& node = answer_.tree.at(answer_.root);
-    return node.kind == Kind::list || node.kind == Kind::set || (node.flags & kHasSign) || as_list_;
+    return node.kind == Kind::list || node.kind == Kind::set || (node.flags & kHasSign) ||
+           (node.flags & kWasGrouped);
 }
 
 const char* Gold::kind() const {
@@ -226,16 +246,16 @@ Match Gold::equals(std::string_view text, Answer& scratch, int64_t budget_ops,
     Budget budget{budget_ops};
     if (!budget.spend(1)) return Match::limit;
     if (answer_.reading == Reading::limit || scratch.reading == Reading::limit) return Match::limit;
-    const Match match = compare(scratch, budget, rules);
-    if (match != Match::no || scratch.root < 0) return match;
-    // 1,234 beside a list is a list as well
-    const Kind kind = scratch.tree.at(scratch.root).kind;
-    if (as_list_ && kind == Kind::list)
-        return Comparer(budget, rules).equal(as_list_->ref(), scratch.ref());
-    if ((scratch.tree.at(scratch.root).flags & kWasGrouped) && answer_.root >= 0 &&
-        answer_.tree.at(answer_.root).kind == Kind::list && scratch.read_as_list(text))
-        return Comparer(budget, rules).equal(answer_.ref(), scratch.ref());
-    return Match::no;
+    Match match = compare(scratch, budget, rules);
+    if (match != Match::no || answer_.reading != Reading::ok || scratch.reading != Reading::ok)
+        return match;
+    // the second reading of either beside the first of the other, and beside its second
+    Comparer comparer(budget, rules);
+    if (again_) match = comparer.equal(again_->ref(), scratch.ref());
+    if (match != Match::no || !scratch.is_ambiguous() || !scratch.read_again(text)) return match;
+    match = comparer.equal(answer_.ref(), scratch.ref());
+    if (match == Match::no && again_) match = comparer.equal(again_->ref(), scratch.ref());
+    return match;
 }
 
 Match Gold::compare(const Answer& answer, Budget& budget, const Rules& rules) const {

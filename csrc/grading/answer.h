@@ -11,7 +11,7 @@ namespace fastrl::grading {
 // (B) or (B) 12: the letter of an option, and the text after it.
 struct Option {
     char letter = 0;
-    std::string_view rest;  // empty: the letter alone
+    std::string rest;  // empty: the letter alone
 };
 
 // What is read is kept and used again: one answer after another costs no allocation.
@@ -26,8 +26,11 @@ struct Answer {
 
     Ref ref() const { return {&tree, root, 0, false}; }
     void read(std::string_view answer);
-    // The same tokens with every comma between elements, for what read 1,234 as a number.
-    bool read_as_list(std::string_view answer);
+    // What read 1,234 as a number with every comma between elements, and what read 2 m as a length
+    // with every letter a variable. False where that cannot be read.
+    bool read_again(std::string_view answer);
+    // Whether it may mean something else as well.
+    bool is_ambiguous() const;
 };
 
 // The text with white space folded to single blanks, without the dollar signs around it.
@@ -54,7 +57,7 @@ public:
 private:
     std::string source_;
     Answer answer_;
-    std::unique_ptr<Answer> as_list_;  // of 1,234
+    std::unique_ptr<Answer> again_;  // of 1,234 as a list, of 2 m as a product
     bool readable_ = true;
     bool hedges_ = false;
     const char* problem_ = "";

@@ -9,14 +9,19 @@ namespace {
 // An irrational root of more digits than this lies too near to others for 106 bits.
 constexpr size_t kClearDigits = 26;
 
-// Real places: some where roots and inverse functions of small arguments are real, some beyond 1,
-// some below 0, so that |x|, sqrt(x^2) and x differ.
+// Real places, small and large, on both sides of 0: where roots and inverse functions are real, and
+// where |x - 4| and 4 - x differ. The first four serve where one formula holds everywhere.
 double real_place(uint64_t name, uint32_t set) {
-    static constexpr double kFrom[] = {0.2, 1.2, -0.9, 0.3, -3.0, 3.5, 0.1, -0.8};
-    static constexpr double kTo[] = {0.9, 3.0, -0.2, 0.8, -1.2, 9.5, 0.95, 0.8};
+    static constexpr double kFrom[] = {0.2, 20, -0.9, 1.2, -60, 3.5, -3.0, 200};
+    static constexpr double kTo[] = {0.9, 60, -0.2, 3.0, -20, 9.5, -1.2, 900};
     const double share = static_cast<double>(mixed(name + set * 0x632be59bd9b4e019ull) >> 11) * 0x1p-53;
     const uint32_t i = set % 8;
     return kFrom[i] + (kTo[i] - kFrom[i]) * share;
+}
+
+// Whether `small`, which is not zero, would leave hardly a trace in a sum with `large`.
+bool is_lost(const Ball& small, const Ball& large) {
+    return small.magnitude() > small.error && small.magnitude() < 0x1p-60 * large.magnitude();
 }
 
 bool is_angle_function(uint8_t id) {
@@ -42,7 +47,15 @@ struct Approximation {
         return finished(s, value);
     }
 
-    Status power_of(const Ball& base, const Ref& exponent, Ball& value) {
+    // An exact radicand of so many digits that its root may lie too near to another.
+    bool is_unclear(const Ref& radicand) {
+        Rational under;
+        Budget aside{1000};
+        return exact(radicand, place, under, aside) == Status::ok &&
+               (under.numerator.digits() > kClearDigits || under.denominator.digits() > kClearDigits);
+    }
+
+    Status power_of(const Ball& base, const Ref& under, const Ref& exponent, Ball& value) {
         Rational constant;
         int64_t n;
         Budget aside{1000};
@@ -50,6 +63,7 @@ struct Approximation {
         if (rational && as_small_integer(constant, n, aside) && std::abs(n) < 1'000'000'000)
             return power(base, n, value);
         budget.spend(kFunctionCost);
+        if (rational && is_unclear(under)) return Status::limit;
         if (rational && base.is_real() && base.real.high < 0) {
             // a real root of odd degree
             const uint64_t degree = constant.denominator.up_to(1001);
@@ -70,13 +84,15 @@ struct Approximation {
         Budget aside{1000};
         Status s = exact(degree, place, constant, aside);
         budget.spend(kFunctionCost);
-        if (s != Status::ok || !as_small_integer(constant, n, aside)) return Status::unsupported;
+        if (s != Status::ok || !as_small_integer(constant, n, aside)) {
+            Ball index;  // of any degree
+            if (s = of(degree, index); s == Status::ok) s = divide(ball(1), index, index);
+            return s == Status::ok ? power(a, index, value) : s;
+        }
         if (n == 0) return Status::undefined;
-        if (Rational under; exact(radicand, place, under, aside) == Status::ok &&
-                            (under.numerator.digits() > kClearDigits ||
-                             under.denominator.digits() > kClearDigits)) {
-            // too near to a neighbour for these bits; a perfect power has an exact value
-            Rational perfect;
+        if (is_unclear(radicand)) {
+            Rational under, perfect;  // a perfect power has an exact value
+            exact(radicand, place, under, aside);
             if (exact_root(under, n, perfect, budget) != Status::ok) return Status::limit;
             value = ball(perfect);
             return Status::ok;
@@ -128,8 +144,10 @@ struct Approximation {
                 value = ball(is_sum ? 0.0 : 1.0);
                 return each(ref, [&](int32_t, const Ref& r) {
                     const Status s = of(r, a);
-                    if (s == Status::ok) value = is_sum ? value + a : value * a;
-                    return s;
+                    if (s != Status::ok) return s;
+                    if (is_sum && (is_lost(a, value) || is_lost(value, a))) return Status::limit;
+                    value = is_sum ? value + a : value * a;
+                    return Status::ok;
                 });
             }
             case Kind::negative: case Kind::plus_minus: case Kind::minus_plus: {
@@ -157,7 +175,7 @@ struct Approximation {
                     return s == Status::ok ? apply(Function::exp, a, value) : s;
                 }
                 const Status s = of(base, a);
-                return s == Status::ok ? power_of(a, ref.child(1), value) : s;
+                return s == Status::ok ? power_of(a, base, ref.child(1), value) : s;
             }
             case Kind::root: {
                 const Status s = of(ref.child(0), a);

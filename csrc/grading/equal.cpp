@@ -15,10 +15,7 @@ constexpr size_t kSortedFrom = 8;
 // A number that equal things share, but for rounded ones; a guess at who belongs to whom.
 uint64_t key_of(const Ref& ref, Budget& budget) {
     uint64_t key = 0;
-    if (ref->kind < Kind::list) {
-        modular(ref, kPrime, 0, key, budget);
-        return key;
-    }
+    if (ref->kind < Kind::list) return modular(ref, kPrime, 0, key, budget) == Status::ok ? key : 0;
     if (ref->kind == Kind::texts) return hash_text(ref.tree->texts[ref->value]);
     for (const Ref& child : children_of(ref)) key = 31 * key + key_of(child, budget);
     return key;
@@ -137,9 +134,17 @@ Match Comparer::parts(const Ref& gold, const Ref& answer) {
     if (is_listed(gold) || is_listed(answer)) {
         const Refs golds = members_of(gold), answers = members_of(answer);
         const bool both = is_listed(gold) && is_listed(answer);
-        if (!both && (g == Kind::tuple || a == Kind::tuple) && (g == Kind::list || a == Kind::list))
+        if (!both && (g == Kind::tuple || a == Kind::tuple) && (g == Kind::list || a == Kind::list)) {
+            const Refs& listed = g == Kind::tuple ? answers : golds;
+            if (has_names(listed) && !names_ascend(listed)) return Match::no;
             return g == Kind::tuple ? in_order(children_of(gold), answers)
                                     : in_order(golds, children_of(answer));
+        }
+        // x = 5, y = 6 beside 5, 6: each value has its place
+        if (both && has_names(golds) != has_names(answers)) {
+            const Refs& named = has_names(golds) ? golds : answers;
+            if (names_differ(named)) return in_order(golds, answers);
+        }
         if (!both && golds.size() == 1 && answers.size() == 1) return equal(golds[0], answers[0]);
         const bool as_sets = g == Kind::set || a == Kind::set || has_open_sign(gold) ||
                              has_open_sign(answer);
@@ -152,6 +157,10 @@ Match Comparer::parts(const Ref& gold, const Ref& answer) {
     if (a == Kind::relation) return value_of_relation(answer, gold, false);
     if (g == Kind::ratio && a == Kind::ratio) return ratios(gold, answer);
     if (g < Kind::list && a < Kind::list) return expressions(gold, answer);
+    // a column and a tuple
+    if ((g == Kind::matrix && gold->value == 1 && a == Kind::tuple) ||
+        (a == Kind::matrix && answer->value == 1 && g == Kind::tuple))
+        return in_order(children_of(gold), children_of(answer));
     if (g != a) return Match::no;
     switch (g) {
         case Kind::texts:
@@ -260,26 +269,36 @@ Match Comparer::in_any_order(Refs golds, Refs answers, bool as_sets) {
 }
 
 void Comparer::drop_twins(Refs& refs) {
-    const bool sorted = refs.size() > kSortedFrom;  // twins are neighbours then
-    if (sorted) sort_by_key(refs, budget_);
     Refs kept;
+    std::vector<uint64_t> keys;  // numbers with two keys are two numbers; 0: no key
     for (const Ref& ref : refs) {
-        const auto from = sorted && !kept.empty() ? kept.end() - 1 : kept.begin();
-        const bool known = std::any_of(from, kept.end(), [&](const Ref& other) {
-            return !budget_.over() && equal(other, ref) == Match::yes;
-        });
-        if (!known) kept.push_back(ref);
+        const uint64_t key = key_of(ref, budget_);
+        bool known = false;
+        for (size_t i = 0; i < kept.size() && !known && !budget_.over(); ++i)
+            if (key == 0 || keys[i] == 0 || keys[i] == key) known = equal(kept[i], ref) == Match::yes;
+        if (known) continue;
+        kept.push_back(ref);
+        keys.push_back(key);
     }
     refs = std::move(kept);
 }
 
-// a : b : c up to a factor; a part of zero makes it a time of day or nothing, which is compared as
-// it stands.
+// 4:30 may be a time of day: minutes have two digits.
+bool is_time(const Refs& parts) {
+    if (parts.size() != 2 || parts[0]->kind != Kind::number || parts[1]->kind != Kind::number)
+        return false;
+    const Number& hours = parts[0].tree->numbers[parts[0]->value];
+    const Number& minutes = parts[1].tree->numbers[parts[1]->value];
+    return hours.width <= 2 && minutes.width == 2 && hours.value.numerator.up_to(25) < 25 &&
+           minutes.value.numerator.up_to(60) < 60;
+}
+
+// a : b : c up to a factor; what may be a time, or has a part of zero, as it stands.
 Match Comparer::ratios(const Ref& gold, const Ref& answer) {
     const Refs a = children_of(gold), b = children_of(answer);
     if (a.size() != b.size()) return Match::no;
     const Match same = in_order(a, b);
-    if (same != Match::no) return same;
+    if (same != Match::no || is_time(a)) return same;
     const auto is_zero = [&](const Ref& ref) {
         Rational value;
         return exact(ref, {}, value, budget_) == Status::ok && value.is_zero();
@@ -288,6 +307,20 @@ Match Comparer::ratios(const Ref& gold, const Ref& answer) {
         return Match::no;
     for (size_t i = 1; i < a.size(); ++i) {
         const Ref gold_pair[2] = {a[0], a[i]}, pair[2] = {b[0], b[i]};
+        Rational exact_cells[4], left, right;
+        const Ref all[4] = {a[0], a[i], b[0], b[i]};
+        Status known = Status::ok;
+        for (int j = 0; j < 4 && known == Status::ok; ++j)
+            known = exact(all[j], {}, exact_cells[j], budget_);
+        if (known == Status::ok) known = multiply(exact_cells[0], exact_cells[3], left, budget_);
+        if (known == Status::ok) known = multiply(exact_cells[1], exact_cells[2], right, budget_);
+        if (known == Status::limit) return Match::limit;
+        if (known == Status::ok) {
+            int order;
+            if (compare(left, right, order, budget_) != Status::ok) return Match::limit;
+            if (order != 0) return Match::no;
+            continue;
+        }
         uint64_t cells[4];
         for (const uint64_t prime : {kPrime, kSecondPrime}) {
             Status s = modular(gold_pair[0], prime, 0, cells[0], budget_);

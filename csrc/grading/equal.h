@@ -41,6 +41,9 @@ private:
     Match relations(const Ref& gold, const Ref& answer);
     Match inequalities(const Ref& gold, const Ref& answer);
     Match value_of_relation(const Ref& relation, const Ref& other, bool relation_is_gold);
+    bool has_names(const Refs& refs);
+    bool names_differ(const Refs& refs);
+    bool names_ascend(const Refs& refs);
     Match tuple_of_names(const Ref& relation, const Ref& list, bool relation_is_gold);
     bool named_value(const Ref& relation, Ref& name, Ref& value);
     bool all_equal(const Refs& members, size_t from);

@@ -6,7 +6,7 @@ namespace fastrl::grading {
 
 namespace {
 
-constexpr uint32_t kPlaces = 8;
+constexpr uint32_t kPlaces = 8, kIntegerPlaces = 16;
 constexpr uint32_t kEnough = 4, kAtLeast = 2;  // places at which both sides had a value
 
 // The power of ten of the last digit of a decimal number, as its negative: 2 for 0.25.
@@ -62,6 +62,22 @@ double sixth_digit(double size) {
     return unit;
 }
 
+// Node by node: \frac{1}{2004!} and 1/2004!.
+bool is_same_tree(const Ref& a, const Ref& b) {
+    const Node &x = *a, &y = *b;
+    if (x.kind != y.kind || x.id != y.id || x.name != y.name || x.count != y.count ||
+        a.hundredths != b.hundredths)
+        return false;
+    if (x.kind == Kind::number) {
+        const Rational &u = a.tree->numbers[x.value].value, &v = b.tree->numbers[y.value].value;
+        return u.negative == v.negative && u.numerator == v.numerator &&
+               u.denominator == v.denominator;
+    }
+    for (int32_t i = 0; i < x.count; ++i)
+        if (!is_same_tree(a.child(i), b.child(i))) return false;
+    return true;
+}
+
 int infinite(const Ref& ref) {
     const Node& node = *ref;
     if (node.kind == Kind::constant && node.id == static_cast<uint8_t>(Constant::infinity)) return 1;
@@ -77,10 +93,12 @@ Match Comparer::expressions(const Ref& gold, const Ref& answer) {
         return a && a == b ? Match::yes : Match::no;
     }
     if (flags & kHasUnreadable) return Match::no;
-    if (!(flags & kHasSymbol)) return constants(gold, answer);
-    if (flags & kHasFactorial) return at_integers(gold, answer);
-    if (flags & kIsIrrational) return at_reals(gold, answer);
-    return rational_functions(gold, answer);
+    const Match match = !(flags & kHasSymbol)     ? constants(gold, answer)
+                        : flags & kHasFactorial   ? at_integers(gold, answer)
+                        : flags & kIsIrrational   ? at_reals(gold, answer)
+                                                  : rational_functions(gold, answer);
+    // too large to evaluate, but written alike
+    return match == Match::limit && is_same_tree(gold, answer) ? Match::yes : match;
 }
 
 Match Comparer::constants(const Ref& gold, const Ref& answer) {
@@ -160,7 +178,7 @@ Match Comparer::rational_functions(const Ref& gold, const Ref& answer) {
 Match Comparer::at_integers(const Ref& gold, const Ref& answer) {
     uint32_t valid = 0;
     bool limit = false;
-    for (uint32_t set = 0; set < kPlaces && valid < kEnough; ++set) {
+    for (uint32_t set = 0; set < kIntegerPlaces && valid < kPlaces; ++set) {
         const Place place{Place::Where::integers, set, true};
         Rational a, b;
         const Status asked = exact(gold, place, a, budget_);
@@ -171,7 +189,7 @@ Match Comparer::at_integers(const Ref& gold, const Ref& answer) {
             int order;
             if (compare(a, b, order, budget_) != Status::ok) return Match::limit;
             if (order != 0) return Match::no;
-            ++valid;
+            valid += !a.is_zero();  // two zeros say little
         } else if (asked == Status::unsupported || given == Status::unsupported) {
             Ball x, y;
             Status s = approximate(gold, place, x, budget_);
@@ -188,7 +206,9 @@ Match Comparer::at_integers(const Ref& gold, const Ref& answer) {
 }
 
 Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
-    const bool complex = (gold->flags | answer->flags) & kHasImaginary;
+    const uint16_t flags = gold->flags | answer->flags;
+    const bool complex = flags & kHasImaginary;
+    const uint32_t enough = flags & kIsPiecewise ? kPlaces : kEnough;
     bool limit = false;
     // on the real line; at integers, where (-1)^n has a value; off the line
     const Place kinds[] = {{Place::Where::real, 0, complex},
@@ -196,7 +216,7 @@ Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
                            {Place::Where::real, 0, true}};
     for (Place place : kinds) {
         uint32_t valid = 0;
-        for (; place.set < kPlaces && valid < kEnough; ++place.set) {
+        for (; place.set < kPlaces && valid < enough; ++place.set) {
             Ball a, b;
             Status s = approximate(gold, place, a, budget_);
             if (s == Status::ok) s = approximate(answer, place, b, budget_);
@@ -208,7 +228,10 @@ Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
             if (order == Order::above) return Match::no;
             valid += order == Order::equal;
         }
-        if (valid >= kAtLeast) return Match::yes;
+        if (valid < kAtLeast) continue;
+        // floor and ceiling differ at integers only
+        const bool steps = (flags & kIsPiecewise) && place.where == Place::Where::real && !place.complex;
+        return steps && at_integers(gold, answer) == Match::no && !saw_undefined_ ? Match::no : Match::yes;
     }
     return limit ? Match::limit : undefined();
 }

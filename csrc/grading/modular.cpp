@@ -69,7 +69,7 @@ Status modular_node(const Ref& ref, uint64_t prime, uint32_t set, uint64_t& valu
             const Status s = child(0, a);
             const bool flip = node.kind == Kind::negative ||
                               (node.kind == Kind::plus_minus) == (ref.sign < 0);
-            value = flip && s == Status::ok ? negative(a, prime) : a;
+            if (s == Status::ok) value = flip ? negative(a, prime) : a;
             return s;
         }
         case Kind::ratio:

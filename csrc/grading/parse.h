@@ -13,7 +13,8 @@ namespace fastrl::grading {
 // fit, and then `reading()` says why.
 class Parser {
 public:
-    Parser(Tokens& tokens, Tree& tree) : tokens_(tokens), tree_(tree) {}
+    Parser(Tokens& tokens, bool letter_units, Tree& tree)
+        : tokens_(tokens), tree_(tree), letter_units_(letter_units) {}
 
     int32_t answer();
     Reading reading() const { return reading_; }
@@ -22,10 +23,13 @@ private:
     Tokens& tokens_;
     Tree& tree_;
     size_t at_ = 0;
+    bool letter_units_;
     int depth_ = 0;
     int bars_ = 0;      // open |
     int builders_ = 0;  // open \{, in which | and : are "such that"
     int brackets_ = 0;
+    int groups_ = 0;          // open braces
+    size_t value_start_ = 0;  // the token after an element's sign or equals sign
     size_t element_start_ = 0;  // nodes before the element
     Reading reading_ = Reading::ok;
 
@@ -101,7 +105,8 @@ private:
     // ---- expressions (parse_expression.cpp) ----
     int32_t additive();
     int32_t term();
-    int32_t mixed_number(int32_t whole);
+    bool mixed_number(std::vector<int32_t>& factors);
+    bool letter_unit_follows();
     bool starts_factor() const;
     int32_t signed_factor();
     int32_t factor();
@@ -113,6 +118,7 @@ private:
     int32_t number_atom();
     int32_t based_number(const NumberText& text);
     int32_t name_atom();
+    int32_t application(std::string name);
     std::string subscript();
     int32_t group();
     int32_t absolute_value();

@@ -12,6 +12,12 @@ bool is_hyperbolic(uint8_t function) {
     return function >= id(Function::sinh) && function <= id(Function::tanh);
 }
 
+// Whether one formula does not hold on the whole line.
+bool is_piecewise(uint8_t function) {
+    return (function >= id(Function::arcsin) && function <= id(Function::arccsc)) ||
+           (function >= id(Function::abs) && function <= id(Function::min));
+}
+
 // The function whose -1st power \sin^{-1} means.
 uint8_t inverse_of(uint8_t function) {
     if (is_trigonometric(function)) return static_cast<uint8_t>(function + id(Function::arcsin));
@@ -91,7 +97,8 @@ int32_t Parser::number_atom() {
             value.numerator, Integer::power_of_ten(static_cast<size_t>(-places)), budget);
     if (budget.over() || value.numerator.size() > kMostLimbs) return fail(Reading::limit);
     // 1e2 is exact; 1.50e3 has a last digit worth 10
-    const int32_t node = number({std::move(value), static_cast<int32_t>(places), text.has_point});
+    const int32_t node = number({std::move(value), static_cast<int32_t>(places), text.has_point,
+                                 static_cast<uint32_t>(text.digits.size())});
     if (node >= 0 && text.grouped) tree_.nodes[node].flags |= kWasGrouped;
     return node;
 }
@@ -102,6 +109,7 @@ int32_t Parser::based_number(const NumberText& numeral) {
     const bool braces = eat(Tok::group_open);
     const bool parens = eat(Tok::open, '(');
     int base = -1;
+    if (is(Tok::stop)) return fail();
     if (is(Tok::number)) {
         const NumberText& digits = tokens_.numbers[now().number];
         if (!digits.has_point && !digits.has_exponent && digits.digits.size() <= 2)
@@ -128,6 +136,7 @@ int32_t Parser::based_number(const NumberText& numeral) {
 
 int32_t Parser::name_atom() {
     std::string name(text(now()));
+    const bool may_apply = name == "f" || name == "g";
     ++at_;
     for (;;) {
         if (is(Tok::underscore)) {
@@ -136,10 +145,27 @@ int32_t Parser::name_atom() {
             name += '_' + below;
         } else if (eat(Tok::prime)) {
             name += '\'';
+        } else if (may_apply && is(Tok::open, '(')) {
+            return application(name);
         } else {
             return symbol(name);
         }
     }
+}
+
+// f(x): a symbol of its own for each argument, since f(2x) is not 2f(x).
+int32_t Parser::application(std::string name) {
+    const size_t begin = at_;
+    int open = 0;
+    do {
+        if (is(Tok::open, '(')) ++open;
+        if (is(Tok::close, ')')) --open;
+        if (is(Tok::stop)) return fail();
+        ++at_;
+    } while (open > 0);
+    const int32_t node = symbol(name + canonical_text(tokens_, begin, at_));
+    if (node >= 0) tree_.nodes[node].id = kApplied;
+    return node;
 }
 
 // The text of a subscript, one for a_1 and a_{1}; empty where there is none.
@@ -166,12 +192,13 @@ int32_t Parser::group() {
     Deeper deeper(*this);
     if (deeper.too_deep()) return -1;
     ++at_;
-    if (is(Tok::degree) && ahead(1).kind == Tok::group_close) return fail();
+    ++groups_;
     std::vector<int32_t> items;
     do {
         items.push_back(item());
         if (items.back() < 0) return -1;
     } while (eat(Tok::comma));
+    --groups_;
     if (!eat(Tok::group_close)) return fail();
     if (items.size() > kMostElements) return fail(Reading::limit);
     if (items.size() > 1) return add(Node{Kind::set}, items);
@@ -189,7 +216,8 @@ int32_t Parser::absolute_value() {
     if (inside < 0) return -1;
     if (!eat(Tok::bar)) return fail();
     if (tree_.at(inside).kind == Kind::matrix) return expression(Kind::determinant, {inside});
-    return expression(Kind::function, {inside}, id(Function::abs), kIsIrrational);
+    return expression(Kind::function, {inside}, id(Function::abs),
+                      kIsIrrational | kIsPiecewise);
 }
 
 // An argument of \frac or \sqrt: a group, or the next digit or letter alone.
@@ -203,9 +231,7 @@ int32_t Parser::argument() {
             tokens_.tokens[at_].space = false;
             return integer(static_cast<uint64_t>(digit - '0'));
         }
-        // no base: \frac{1}2_3 is none
-        const int32_t node = number_atom();
-        return node;
+        return number_atom();
     }
     Deeper deeper(*this, !is(Tok::group_open));
     return deeper.too_deep() ? -1 : atom();
@@ -225,7 +251,7 @@ int32_t Parser::root() {
     const int32_t inside = plain ? atom() : argument();
     if (inside < 0) return -1;
     if (degree < 0) degree = integer(2);
-    return expression(Kind::root, {inside, degree}, 0, kIsIrrational);
+    return expression(Kind::root, {inside, degree}, 0, kIsIrrational | kIsPiecewise);
 }
 
 int32_t Parser::function() {
@@ -256,12 +282,13 @@ int32_t Parser::function() {
         for (int32_t i = 0; i < node.count; ++i) arguments.push_back(tree_.child(node, i));
     else
         arguments.push_back(inside);
+    if (arguments.empty()) return fail();  // \max\{\}
     int32_t result;
     if (name == kLogFunction) {
         if (base >= 0) arguments.push_back(base);
         result = expression(Kind::logarithm, arguments, 0, kIsIrrational);
     } else if (name == id(Function::sqrt)) {
-        result = expression(Kind::root, {inside, integer(2)}, 0, kIsIrrational);
+        result = expression(Kind::root, {inside, integer(2)}, 0, kIsIrrational | kIsPiecewise);
     } else {
         uint8_t chosen = name;
         if (power >= 0 && (is_trigonometric(name) || is_hyperbolic(name)) &&
@@ -272,7 +299,8 @@ int32_t Parser::function() {
                 power = -1;
             }
         }
-        result = expression(Kind::function, arguments, chosen, kIsIrrational);
+        result = expression(Kind::function, arguments, chosen,
+                            is_piecewise(chosen) ? kIsIrrational | kIsPiecewise : kIsIrrational);
     }
     if (result < 0 || power < 0) return result;
     return expression(Kind::power, {result, power}, 0,

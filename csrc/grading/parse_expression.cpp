@@ -117,8 +117,10 @@ bool Parser::starts_factor() const {
         case Tok::bar: return bars_ == 0 && builders_ == 0;
         case Tok::number: {
             const Tok before = tokens_.tokens[at_ - 1].kind;
+            // \frac{2}{3}3^n, but no {1}42
+            const bool power = before == Tok::group_close && ahead(1).kind == Tok::caret;
             return before == Tok::symbol || before == Tok::close || before == Tok::constant ||
-                   before == Tok::bang;
+                   before == Tok::bang || power;
         }
         default: return false;
     }
@@ -126,37 +128,24 @@ bool Parser::starts_factor() const {
 
 int32_t Parser::term() {
     const size_t begin = at_;
-    int32_t node = factor();
-    if (node < 0) return -1;
-    if (at_ == begin + 1 && is_plain_integer(node)) {
-        node = mixed_number(node);
-        if (node < 0) return -1;
-    }
-    std::vector<int32_t> factors{node};
+    std::vector<int32_t> factors{factor()};
+    if (factors[0] < 0) return -1;
+    if (at_ == begin + 1 && is_plain_integer(factors[0]) && !mixed_number(factors)) return -1;
+    const bool lone_number = begin == value_start_ && at_ == begin + 1 &&
+                             tree_.at(factors[0]).kind == Kind::number;
     for (;;) {
         if (eat(Tok::times)) {
             factors.push_back(signed_factor());
         } else if (is(Tok::slash)) {
-            // m/s after a number is a unit
             ++at_;
             const int32_t whole =
                 factors.size() == 1 ? factors[0] : expression(Kind::product, factors);
             factors = {expression(Kind::quotient, {whole, signed_factor()})};
         } else if (starts_factor()) {
-            if (is(Tok::symbol) && brackets_ == 0) {
-                const auto letter = text(now());
-                if (letter == "U" && tokens_.tokens[at_ - 1].kind == Tok::close &&
-                    ahead(1).kind == Tok::open)
-                    break;  // a union
-                if (now().space && tokens_.tokens[at_ - 1].kind == Tok::number &&
-                    is_letter_unit(letter)) {
-                    const size_t here = at_;
-                    Unit found;
-                    const bool whole = unit(found) && ends_element();
-                    at_ = here;
-                    if (whole) break;
-                }
-            }
+            if (is(Tok::symbol) && text(now()) == "U" && brackets_ == 0 &&
+                tokens_.tokens[at_ - 1].kind == Tok::close && ahead(1).kind == Tok::open)
+                break;  // a union
+            if (lone_number && at_ == begin + 1 && letter_unit_follows()) break;
             factors.push_back(factor());
         } else {
             break;
@@ -191,9 +180,27 @@ int32_t Parser::scaled(const std::vector<int32_t>& factors, int32_t matrix, bool
     return add(made, cells);
 }
 
-// 1\frac{1}{2} and 1 1/2, of a proper fraction; else `whole` itself.
-int32_t Parser::mixed_number(int32_t whole) {
+// Whether 5 m or 5 m/s ends here, of a number alone: "2 m g h" is a product.
+bool Parser::letter_unit_follows() {
+    if (!letter_units_ || brackets_ > 0 || groups_ > 0 || !is(Tok::symbol) || !now().space ||
+        !is_letter_unit(text(now())))
+        return false;
     const size_t here = at_;
+    Unit found;
+    const bool whole = unit(found) && ends_element();
+    bool lone = true;  // letters side by side are no unit
+    for (size_t i = here; i + 1 < at_; ++i)
+        lone = lone && !(tokens_.tokens[i].kind == Tok::symbol &&
+                         tokens_.tokens[i + 1].kind == Tok::symbol);
+    at_ = here;
+    if (whole && lone) tree_.has_letter_unit = true;
+    return whole && lone;
+}
+
+// 1\frac{1}{2} and 1 1/2, of a proper fraction, as one factor; another fraction becomes a second.
+// False where the text does not fit.
+bool Parser::mixed_number(std::vector<int32_t>& factors) {
+    const int32_t whole = factors[0];
     const auto is_proper = [&](int32_t top, int32_t bottom) {
         if (!is_plain_integer(top) || !is_plain_integer(bottom)) return false;
         return Integer::compare(tree_.numbers[tree_.at(top).value].value.numerator,
@@ -201,26 +208,26 @@ int32_t Parser::mixed_number(int32_t whole) {
     };
     if (is(Tok::frac)) {
         const int32_t part = atom();
-        if (part < 0) return -1;
+        if (part < 0) return false;
         const Node& node = tree_.at(part);
         if (node.kind == Kind::quotient &&
             is_proper(tree_.child(node, 0), tree_.child(node, 1)) &&
             !is(Tok::caret))
-            return expression(Kind::sum, {whole, part});
-        at_ = here;
-        return whole;
+            factors[0] = expression(Kind::sum, {whole, part});
+        else
+            factors.push_back(postfix(part));
+        return factors[0] >= 0 && factors.back() >= 0;
     }
     if (is(Tok::number) && now().space && ahead(1).kind == Tok::slash &&
         ahead(2).kind == Tok::number && ahead(3).kind != Tok::caret) {
         const int32_t top = number_atom();
         ++at_;
         const int32_t bottom = top < 0 ? -1 : number_atom();
-        if (bottom < 0) return -1;
-        if (is_proper(top, bottom))
-            return expression(Kind::sum, {whole, expression(Kind::quotient, {top, bottom})});
-        at_ = here;
+        if (bottom < 0) return false;
+        if (!is_proper(top, bottom)) return fail() >= 0;
+        factors[0] = expression(Kind::sum, {whole, expression(Kind::quotient, {top, bottom})});
     }
-    return whole;
+    return factors[0] >= 0;
 }
 
 int32_t Parser::signed_factor() {

@@ -14,10 +14,10 @@ bool is_inequality(const Tree& tree, int32_t node) {
 
 }  // namespace
 
-Reading parse(Tokens& tokens, Tree& tree, int32_t& root) {
+Reading parse(Tokens& tokens, bool letter_units, Tree& tree, int32_t& root) {
     tree.clear();
     if (tokens.too_deep) return Reading::limit;
-    Parser parser(tokens, tree);
+    Parser parser(tokens, letter_units, tree);
     root = parser.answer();
     if (root < 0) return parser.reading() == Reading::limit ? Reading::limit : Reading::unreadable;
     std::vector<uint64_t> names;
@@ -38,7 +38,7 @@ int32_t Parser::answer() {
 bool Parser::is_connective(const Token& token) const {
     if (token.kind != Tok::word) return false;
     const std::string word = lower_case(text(token));
-    return word == "and" || word == "or";
+    return word == "and" || word == "or" || (!word.empty() && word[0] == '\\');  // \lor
 }
 
 bool Parser::ends_element() const {
@@ -67,8 +67,8 @@ int32_t Parser::list() {
         bool separated = false;
         while (is(Tok::comma) || is(Tok::semicolon) || is_connective(now())) {
             if (is(Tok::word)) {
-                const bool is_or = lower(text(now())[0]) == 'o';
-                if (is_or ? any_or : any_and && !separated) {}
+                const auto word = text(now());
+                const bool is_or = lower(word[0]) == 'o' || word == "\\lor" || word == "\\vee";
                 any_or = any_or || is_or;
                 any_and = any_and || !is_or;
             } else if (separated) {
@@ -86,6 +86,12 @@ int32_t Parser::list() {
 
 int32_t Parser::listed(std::vector<int32_t>& elements, bool any_or, bool any_and) {
     element_start_ = tree_.nodes.size();
+    // k\pi, k \in \mathbb{Z}: what k is goes without saying
+    const Node& last = tree_.at(elements.back());
+    if (elements.size() == 2 && last.kind == Kind::member &&
+        tree_.at(tree_.child(last, 1)).kind == Kind::number_set &&
+        (tree_.at(elements[0]).flags & kHasSymbol) && !any_or)
+        return elements[0];
     const bool sets = std::all_of(elements.begin(), elements.end(),
                                   [&](int32_t node) { return is_inequality(tree_, node); });
     if (sets && any_or && !any_and) {
@@ -136,6 +142,7 @@ bool Parser::expand_ellipsis(std::vector<int32_t>& elements) {
 int32_t Parser::element() {
     if (is(Tok::relation, static_cast<char>(Relation::about))) ++at_;
     const size_t begin = at_;
+    value_start_ = at_ + (is(Tok::minus) || is(Tok::plus));
     bool negative = false;
     if (is(Tok::minus) && ahead(1).kind == Tok::currency) {
         negative = true;
@@ -148,10 +155,10 @@ int32_t Parser::element() {
         if (node < 0) return -1;
         if (negative) node = with_sign(Kind::negative, node);
         if (is(Tok::word) && multiplier(text(now()))) node = measured(node);
-        if (ends_element()) return with_unit(node, {{unit, 1}});
         Unit more;
-        if (labels(more)) return with_unit(node, {{unit, 1}});
-        return fail();
+        if (ends_element() || (labels(more) && (more.empty() || more[0].first >= kFirstWord)))
+            return with_unit(node, {{unit, 1}});
+        return fail();  // $5 cents
     }
     at_ = begin;
     const int32_t node = is_word() ? text_element() : relation();
@@ -162,17 +169,24 @@ int32_t Parser::element() {
 int32_t Parser::text_element() {
     std::string words;
     int count = 0;
+    bool hedged = false;  // "43 not" names nothing
     const size_t begin = at_;
     for (; !ends_element() || (is_connective(now()) && at_ == begin); ++at_) {
         std::string part;
         switch (now().kind) {
-            case Tok::word: case Tok::number: part = lower_case(text(now())); break;
+            case Tok::word: case Tok::number:
+                part = lower_case(text(now()));
+                hedged = hedged || is_hedge(part) || is(Tok::number);
+                break;
             case Tok::symbol: case Tok::constant: part = text(now()); break;
-            case Tok::period: case Tok::bang: case Tok::colon: case Tok::minus: case Tok::group_open:
-            case Tok::prime: case Tok::slash:
+            case Tok::minus:
+                if (ahead(1).kind == Tok::number) words += " -";
                 continue;
+            case Tok::slash: words += '/'; continue;
+            case Tok::period: case Tok::bang: case Tok::colon: case Tok::prime: continue;
             case Tok::relation: {
-                if (now().id != static_cast<uint8_t>(Relation::equal) || count == 0) return fail();
+                if (now().id != static_cast<uint8_t>(Relation::equal) || count == 0 || hedged)
+                    return fail();
                 Node name{Kind::texts};
                 name.flags = kHasUnreadable;
                 name.value = static_cast<int32_t>(tree_.texts.size());
@@ -186,7 +200,6 @@ int32_t Parser::text_element() {
                 tree_.relations.push_back(Relation::equal);
                 return add(equation, {left, right});
             }
-            case Tok::open:
             default: return fail();
         }
         if (count > 0) words += ' ';
@@ -243,6 +256,7 @@ int32_t Parser::relation() {
 }
 
 int32_t Parser::operand() {
+    value_start_ = at_ + (is(Tok::minus) || is(Tok::plus));
     if (is(Tok::currency)) {
         const int64_t unit = now().id;
         ++at_;

@@ -39,7 +39,8 @@ int32_t Parser::bracketed() {
     if (open == 'f' || open == 'c') {
         if (close != open || items.size() != 1) return fail();
         const Function function = open == 'f' ? Function::floor : Function::ceil;
-        return expression(Kind::function, items, static_cast<uint8_t>(function), kIsIrrational);
+        return expression(Kind::function, items, static_cast<uint8_t>(function),
+                          kIsIrrational | kIsPiecewise);
     }
     if (close == '}' || (open == '<') != (close == '>')) return fail();
     const bool left = open == '[', right = close == ']';

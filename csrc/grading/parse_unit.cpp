@@ -18,7 +18,7 @@ void insert(Unit& unit, int64_t name, int32_t exponent) {
 int64_t word_name(std::string_view word) {
     std::string text = lower_case(word);
     if (text.size() > 3 && text.back() == 's') text.pop_back();
-    return static_cast<int64_t>(hash_text(text) | uint64_t{1} << 62) & INT64_MAX;
+    return static_cast<int64_t>(hash_text(text) | kFirstWord) & INT64_MAX;
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ bool Parser::unit(Unit& found) {
             ++at_;
             continue;
         }
-        if ((is(Tok::times) || is(Tok::minus)) && any) {
+        if ((is(Tok::times) || is(Tok::minus) || is(Tok::period)) && (any || prefix)) {
             ++at_;
             continue;
         }
@@ -130,10 +130,10 @@ bool Parser::labels(Unit& found) {
     for (; !ends_element(); ++at_) {
         if (is(Tok::period) && ahead(1).kind == Tok::stop) continue;
         if (!is(Tok::word) || is_hedge(text(now())) || number_word(text(now())) >= 0) return false;
-        if (text(now()).size() == 1 && !find_unit(text(now()))) return false;
-        if (++count > 3) return false;
-        const int power = unit_power(text(now()));
-        if (power) continue;
+        const auto word = text(now());
+        if ((word.size() == 1 && !find_unit(word)) || unit_power(word) || changes_value(word) ||
+            (is_product(word) && !find_unit(word)) || ++count > 3)
+            return false;
         if (const int unit = find_unit(text(now()))) insert(found, unit, 1);
         else insert(words, word_name(text(now())), 1);
     }

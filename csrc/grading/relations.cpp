@@ -8,10 +8,31 @@ namespace {
 
 bool is_symbol(const Ref& ref) { return ref->kind == Kind::symbol; }
 
-bool is_capital(uint64_t name) {
-    for (char letter = 'A'; letter <= 'Z'; ++letter)
-        if (name == hash_text(std::string_view(&letter, 1))) return true;
-    return false;
+// The letter that a symbol is; 0 for one of another kind.
+char letter_of(uint64_t name) {
+    static const std::vector<std::pair<uint64_t, char>> letters = [] {
+        std::vector<std::pair<uint64_t, char>> made;
+        for (const char first : {'A', 'a'})
+            for (char i = 0; i < 26; ++i) {
+                const char letter = static_cast<char>(first + i);
+                made.emplace_back(hash_text(std::string_view(&letter, 1)), letter);
+            }
+        return made;
+    }();
+    for (const auto& [hash, letter] : letters)
+        if (hash == name) return letter;
+    return 0;
+}
+
+bool is_capital(uint64_t name) { return is_upper(letter_of(name)); }
+
+// a, b, c or x, y: the order in which a tuple has them.
+bool ascends(const Refs& names) {
+    for (size_t i = 0; i < names.size(); ++i) {
+        if (!is_symbol(names[i])) return false;
+        if (i > 0 && letter_of(names[i - 1]->name) >= letter_of(names[i]->name)) return false;
+    }
+    return true;
 }
 
 // x, f(x), f^{-1}(x), AB (two points), (x, y): what an answer may be called.
@@ -19,7 +40,7 @@ bool is_name(const Ref& ref) {
     const Refs children = children_of(ref);
     switch (ref->kind) {
         case Kind::symbol: case Kind::texts: return true;
-        case Kind::tuple: return std::all_of(children.begin(), children.end(), is_symbol);
+        case Kind::tuple: return ascends(children);
         case Kind::product: {
             if (std::all_of(children.begin(), children.end(), [](const Ref& child) {
                     return is_symbol(child) && is_capital(child->name);
@@ -53,6 +74,31 @@ bool points_down(Relation relation) {
 }
 
 }  // namespace
+
+// Whether every one is an equation with a name.
+bool Comparer::has_names(const Refs& refs) {
+    Ref name, value;
+    return std::all_of(refs.begin(), refs.end(), [&](const Ref& ref) {
+        return ref->kind == Kind::relation && named_value(ref, name, value) && is_symbol(name);
+    });
+}
+
+bool Comparer::names_differ(const Refs& refs) {
+    std::vector<uint64_t> names;
+    Ref name, value;
+    for (const Ref& ref : refs)
+        if (named_value(ref, name, value)) names.push_back(name->name);
+    std::sort(names.begin(), names.end());
+    return std::adjacent_find(names.begin(), names.end()) == names.end();
+}
+
+bool Comparer::names_ascend(const Refs& refs) {
+    Refs names(refs.size());
+    Ref value;
+    for (size_t i = 0; i < refs.size(); ++i)
+        if (!named_value(refs[i], names[i], value)) return false;
+    return ascends(names);
+}
 
 bool Comparer::same_name(const Ref& a, const Ref& b) {
     if (a->kind != b->kind) return false;
@@ -134,7 +180,8 @@ Match Comparer::relations(const Ref& gold, const Ref& answer) {
         // words name anything; y and f(x) are two names of one function
         const bool spoken = asked->kind == Kind::texts || given->kind == Kind::texts ||
                             (is_symbol(asked) && given->kind == Kind::product) ||
-                            (asked->kind == Kind::product && is_symbol(given));
+                            (asked->kind == Kind::product && is_symbol(given)) ||
+                            (is_symbol(asked) && is_symbol(given) && asked->id != given->id);
         if (spoken || same_name(asked, given)) {
             const Match match = equal(gold_value, value);
             if (match != Match::no || spoken) return match;
@@ -198,8 +245,9 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
             for (int i = 1; i < 3; ++i)
                 if (multiply(f[0], g[i], prime) != multiply(f[i], g[0], prime)) return Match::no;
         }
-        if (s == Status::ok && !positive) return Match::yes;
     }
+    const bool proved = s == Status::ok && !(flags & (kIsIrrational | kHasFactorial));
+    const bool decided = proved && !positive;
     // at real places: the same quotient everywhere
     uint32_t valid = 0;
     Ball first;
@@ -215,12 +263,14 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
         Ball quotient;
         if (divide(values[0] + -values[1], values[2] + -values[3], quotient) != Status::ok) continue;
         if (positive && !(quotient.real.high > quotient.error)) return Match::no;
-        if (quotient.magnitude() <= quotient.error) return Match::no;
+        if (!proved && quotient.magnitude() <= quotient.error) return Match::no;
         if (valid == 0) first = quotient;
-        else if (compare_equal(first, quotient) != Order::equal) return Match::no;
+        else if (const Order order = compare_equal(first, quotient);
+                 order == Order::above || (!proved && order != Order::equal))
+            return Match::no;
         ++valid;
     }
-    return valid >= 2 ? Match::yes : Match::no;
+    return valid >= 2 || decided ? Match::yes : Match::no;
 }
 
 }  // namespace fastrl::grading

@@ -12,7 +12,7 @@ namespace {
 bool is_beyond_ascii(char c) { return (c & 0x80) != 0; }
 
 // Whether a run of letters reads as a product of variables: abc, xyz, kmn, ABCD.
-bool is_product(std::string_view run) {
+bool is_product_run(std::string_view run) {
     if (run.size() == 2) return !is_short_word(run);
     if (run.size() > 4) return false;
     return std::all_of(run.begin(), run.end(), [](char c) {
@@ -20,6 +20,12 @@ bool is_product(std::string_view run) {
     }) && (run.find_first_of("aA") == std::string_view::npos ||
            run.find_first_not_of("abcdxyzABCDXYZ") == std::string_view::npos);
 }
+
+}  // namespace
+
+bool is_product(std::string_view run) { return run.size() > 1 && is_product_run(run); }
+
+namespace {
 
 class Lexer {
 public:
@@ -224,6 +230,7 @@ private:
         NumberText number;
         const size_t end =
             read_number(text_, at_, depth_ == 0 && !lists_only_ && !listed, !in_text(), number);
+        if (end == at_) return one(Tok::period);  // .\bar{x}
         push_number(end, std::move(number));
     }
 
@@ -262,7 +269,7 @@ private:
             end += std::max<size_t>(1, beyond);
         }
         const auto run = text_.substr(at_, end - at_);
-        for (const std::string_view hour : {"a.m", "p.m"})
+        for (const std::string_view hour : {"a.m", "p.m", "A.M", "P.M"})
             if (run.size() == 1 && text_.substr(at_, 3) == hour)
                 return push_word(at_, at_ + 3 + (peek(3) == '.'));
         if (in_text() || !ascii) return push_word(at_, end);
@@ -279,7 +286,7 @@ private:
             }
         }
         if (find_unit(run) && previous() == Tok::number) return push_word(at_, end);
-        if (!is_product(run)) return push_word(at_, end);
+        if (!is_product_run(run)) return push_word(at_, end);
         while (at_ < end) letter(at_);
     }
 
@@ -330,7 +337,7 @@ private:
 
     void symbol_command(char c) {
         switch (c) {
-            case '\\': return one(Tok::row_end, 2);
+            case '\\': return row_end();
             case '{': ++depth_; return one(Tok::open, 2, '{');
             case '}': depth_ = std::max(0, depth_ - 1); return one(Tok::close, 2, '}');
             case '$': return one(Tok::currency, 2, kDollarUnit);
@@ -343,6 +350,26 @@ private:
             case '-': return skip(2);
             default: return one(Tok::other, std::min<size_t>(2, text_.size() - at_));
         }
+    }
+
+    // \\, with the distance that may follow: \\[4pt]. Nothing at the end of the text.
+    void row_end() {
+        size_t end = at_ + 2;
+        if (text_.substr(end, 1) == "[") {
+            const size_t close = text_.find(']', end);
+            const auto distance = text_.substr(end, std::min(close, text_.size()) - end);
+            if (close != std::string_view::npos && distance.size() < 12 &&
+                (distance.find("pt") != std::string_view::npos ||
+                 distance.find("em") != std::string_view::npos ||
+                 distance.find("mm") != std::string_view::npos ||
+                 distance.find("ex") != std::string_view::npos))
+                end = close + 1;
+        }
+        if (text_.find_first_not_of(" \t\r\n$", end) == std::string_view::npos) {
+            at_ = end;
+            return;
+        }
+        push(Tok::row_end, at_, end);
     }
 
     // \text{...}: its braces go, what is inside is read in text mode. \mathrm{sin}, \mathrm e are
@@ -417,6 +444,12 @@ std::string canonical_text(const Tokens& tokens, size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
         const Token& token = tokens.tokens[i];
         if (token.kind == Tok::stop) continue;
+        // {x} is x
+        const auto kind_at = [&](size_t j) { return j < end ? tokens.tokens[j].kind : Tok::stop; };
+        if (token.kind == Tok::group_open && kind_at(i + 2) == Tok::group_close) continue;
+        if (token.kind == Tok::group_close && i >= begin + 2 &&
+            tokens.tokens[i - 2].kind == Tok::group_open)
+            continue;
         const auto part = tokens.text(token);
         const bool joins = !text.empty() && (is_letter(text.back()) || is_digit(text.back())) &&
                            (is_letter(part[0]) || is_digit(part[0]));

@@ -62,6 +62,8 @@ void tokenize(std::string_view text, bool lists_only, Tokens& out);
 // The text without white space and layout, for comparing what cannot be read.
 std::string canonical_text(const Tokens& tokens, size_t begin, size_t end);
 
+// Whether a run of letters reads as a product of variables: abc, xyz, kmn, ABCD.
+bool is_product(std::string_view run);
 std::string_view trim(std::string_view text);
 
 }  // namespace fastrl::grading

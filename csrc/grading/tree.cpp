@@ -9,6 +9,7 @@ void Tree::clear() {
     texts.clear();
     units.clear();
     relations.clear();
+    has_letter_unit = false;
 }
 
 int32_t Tree::add(Node node, std::initializer_list<int32_t> children) {

@@ -48,6 +48,8 @@ enum class Kind : uint8_t {
 constexpr uint8_t kLeftClosed = 1, kRightClosed = 2;
 // of a union in words, whose parts must not overlap: "[0, 1] or (0, 1)" is a hedge
 constexpr uint8_t kApart = 1;
+// of a symbol that is f(x)
+constexpr uint8_t kApplied = 1;
 
 enum Flag : uint16_t {
     kHasSymbol = 1,
@@ -61,11 +63,11 @@ enum Flag : uint16_t {
     kInBrackets = 256,     // of this node itself
     kWasGrouped = 512,     // of this node itself: 1,234 may be a list
     kHasInfinity = 1024,
-    kIsUndefined = 2048,   // 1/0 inside
+    kIsPiecewise = 2048,   // |x|, max, floor, roots, arcsin: not one formula on the whole line
 };
 constexpr uint16_t kInherited = kHasSymbol | kHasSign | kHasImaginary | kHasDecimal | kHasDegrees |
                                 kIsIrrational | kHasFactorial | kHasUnreadable | kHasInfinity |
-                                kIsUndefined;
+                                kIsPiecewise;
 
 struct Node {
     Kind kind;
@@ -80,8 +82,10 @@ struct Number {
     Rational value;
     int32_t decimals = 0;  // digits after the point, less the exponent
     bool is_decimal = false;
+    uint32_t width = 0;  // digits written
 };
 
+constexpr int64_t kFirstWord = int64_t{1} << 62;  // unit numbers from here on are hashes of words
 using Unit = std::vector<std::pair<int64_t, int32_t>>;  // (unit or hash of a word, exponent), sorted
 
 struct Tree {
@@ -91,6 +95,7 @@ struct Tree {
     std::vector<std::string> texts;
     std::vector<Unit> units;
     std::vector<Relation> relations;
+    bool has_letter_unit = false;  // 2 m, which may be a product as well
 
     void clear();
     int32_t add(Node node, std::initializer_list<int32_t> children = {});
@@ -107,6 +112,7 @@ inline uint64_t hash_text(std::string_view text, uint64_t seed = 146959810393466
 enum class Reading : uint8_t { ok, unreadable, limit };
 
 // Reads the tokens of an answer (and splits some) into `tree`, which is cleared; `root` is its top.
-Reading parse(Tokens& tokens, Tree& tree, int32_t& root);
+// `letter_units`: 2 m is two metres.
+Reading parse(Tokens& tokens, bool letter_units, Tree& tree, int32_t& root);
 
 }  // namespace fastrl::grading

@@ -53,7 +53,7 @@ void add_functions(Names& names, bool plain) {
 Names make_commands() {
     Names names;
     add(names, Action::skip, Tok::other, 0,
-        {"displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "boxed", "fbox", "mathbf",
+        {"displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "mathbf",
          "mathit", "mathcal", "boldsymbol", "bm", "vec", "overrightarrow", "mathscr", "mathfrak",
          "underline", "rm", "bf", "it", "mathstrut", "hfill", "mathopen", "mathclose", "mathbin",
          "mathord", "ensuremath", "strut", "rlap", "llap", "smash",
@@ -73,6 +73,7 @@ Names make_commands() {
     add(names, Action::token, Tok::frac, 0, {"frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"});
     add(names, Action::token, Tok::binomial, 0, {"binom", "dbinom", "tbinom"});
     add(names, Action::token, Tok::root, 0, {"sqrt", "root"});
+    add(names, Action::token, Tok::word, 0, {"lor", "vee", "land", "wedge"});
     add(names, Action::token, Tok::over, 0, {"over"});
     add(names, Action::token, Tok::choose, 0, {"choose"});
     add(names, Action::token, Tok::times, 0, {"times", "cdot", "ast", "bullet"});
@@ -175,6 +176,7 @@ constexpr Notation kNotation[] = {
     {"＜", "<"}, {"＞", ">"}, {"％", "%"}, {"！", "!"}, {"＾", "^"}, {"｜", "|"}, {"…", "..."},
     {"⟨", "\\langle "}, {"⟩", "\\rangle "}, {"⌊", "\\lfloor "}, {"⌋", "\\rfloor "},
     {"⌈", "\\lceil "}, {"⌉", "\\rceil "}, {"€", "\\euro "}, {"£", "\\pounds "}, {"¥", "\\yen "},
+    {"¢", "\\text{ cents}"}, {"Ω", "\\Omega "},
     {"￥", "\\yen "}, {"＄", "\\$"}, {"α", "\\alpha "}, {"β", "\\beta "}, {"γ", "\\gamma "},
     {"δ", "\\delta "}, {"ε", "\\epsilon "}, {"θ", "\\theta "}, {"λ", "\\lambda "}, {"μ", "\\mu "},
     {"µ", "\\mu "}, {"ρ", "\\rho "}, {"σ", "\\sigma "}, {"τ", "\\tau "}, {"φ", "\\phi "},
@@ -265,7 +267,6 @@ constexpr std::string_view kUnits[] = {
     "acre acres",
     "unit units",
     "rupee rupees inr rs",
-    "dozen dozens",
     "am a.m a.m.",
     "pm p.m p.m.",
     "nm nanometer nanometers",
@@ -313,6 +314,26 @@ constexpr std::string_view kUnits[] = {
     "slice slices",
     "piece pieces",
     "decimeter decimeters dm decimetre decimetres",
+    "ev",
+    "kev",
+    "mev",
+    "gev",
+    "khz",
+    "mhz",
+    "ghz",
+    "erg ergs",
+    "tesla teslas t",
+    "coulomb coulombs c",
+    "a",
+    "farad farads",
+    "nc",
+    "cal calorie calories",
+    "kcal",
+    "molar",
+    "atm",
+    "torr",
+    "kpa",
+    "au",
 };
 
 using Numbers = std::unordered_map<std::string_view, int>;
@@ -373,14 +394,32 @@ int find_unit(std::string_view word) {
     const auto& table = units();
     // one letter keeps its case, but for a few: a metre is m, M nothing
     if (word.size() == 1) {
-        static constexpr std::string_view kLetters[] = {"m", "s", "g", "h", "L", "l", "N", "J", "W", "V", "K"};
+        static constexpr std::string_view kLetters[] = {"m", "s", "g", "h", "L", "l", "N", "J",
+                                                      "W", "V", "K", "A", "C", "T"};
         if (!contains(kLetters, word)) return 0;
     }
+    // Mm is no mm, and MW no mW
+    if (word.size() == 2 && word[0] == 'M' && word != "MI") return 0;
     const auto found = table.find(lower_case(word));
     return found == table.end() ? 0 : found->second;
 }
 
-bool is_letter_unit(std::string_view word) { return word.size() == 1 && find_unit(word) > 0; }
+bool changes_value(std::string_view word) {
+    static constexpr std::string_view kWords[] = {
+        "dozen", "dozens", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth",
+        "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths", "tenth", "tenths",
+        "hundredth", "hundredths", "thousandth", "thousandths", "millionth", "millionths", "hundred",
+        "hundreds", "thousand", "thousands", "million", "millions", "billion", "billions", "trillion",
+        "trillions", "quadrillion", "lakh", "lakhs", "crore", "crores", "score", "gross", "factorial",
+        "negative", "root", "over", "divided", "multiplied", "rejected", "excluded",
+        "infinity", "infinite", "percent", "double", "twice", "triple", "squared", "cubed", "modulo",
+        "mod", "choose", "base", "power", "to", "through", "until", "by", "into"};
+    return contains(kWords, lower_case(word)) || find_plain_name(word) != nullptr;
+}
+
+bool is_letter_unit(std::string_view word) {
+    return word.size() == 1 && word != "A" && word != "C" && word != "T" && find_unit(word) > 0;
+}
 
 bool is_hedge(std::string_view word) {
     static constexpr std::string_view kHedges[] = {

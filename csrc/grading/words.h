@@ -46,6 +46,8 @@ constexpr int kPercentUnit = 1, kDegreeUnit = 2, kRadianUnit = 3, kCelsiusUnit =
 // Letters that are a unit only in text or after a space: m, s, g.
 bool is_letter_unit(std::string_view word);
 
+// dozen, halves, millions, squared: after a value they make another one of it.
+bool changes_value(std::string_view word);
 // or, and, not, is, either, maybe ...: text with one of them is no plain label of a value.
 bool is_hedge(std::string_view word);
 // Two lower-case letters that are a word and no product.
