@@ -152,6 +152,9 @@ def grade(
     for name, value in (("threads", threads), ("budget_ops", budget_ops)):
         if value < 0:
             raise UsageError(f"{name} is {value}; it must not be negative")
+    for name, texts in (("completions", completions), ("golds", golds)):
+        if isinstance(texts, (str, bytes)):
+            raise UsageError(f"{name} is one {type(texts).__name__}; give a list of them")
     packed = isinstance(completions, Packed)
     count = len(completions.offsets) - 1 if isinstance(completions, Packed) else len(completions)
     if count != len(golds):
@@ -173,11 +176,9 @@ def grade(
 
 
 def _compiled(gold: Any) -> Any:
-    if type(gold) is str:
+    if isinstance(gold, (str, bytes)):
         return gold
-    if isinstance(gold, Gold):
-        return gold._compiled
-    return gold if isinstance(gold, bytes) else [_compiled(one) for one in gold]
+    return gold._compiled if isinstance(gold, Gold) else [_compiled(one) for one in gold]
 
 
 def _check(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""The verifier's rulings: two files of answers with the verdict that the policy gives.
+"""The verifier's rulings: files of answers with the verdict that the policy gives.
 
 `cases.jsonl` came with the policy, and its lines with `firm` false are those on which a reasonable
 person could rule otherwise; `own_cases.jsonl` was written from the policy without sight of the
-code.
+code; `found_cases.jsonl` has what reviews and comparisons found, and how data sets write.
 A gold beyond a limit may give no verdict: "not paid" is what counts.
 """
 
@@ -25,7 +25,7 @@ def cases(name):
     return by_category
 
 
-CASES = {name: cases(name) for name in ("cases.jsonl", "own_cases.jsonl")}
+CASES = {name: cases(name) for name in ("cases.jsonl", "own_cases.jsonl", "found_cases.jsonl")}
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,12 @@ def test_every_case_gets_its_verdict(name, category):
 
 
 def test_the_files_are_what_they_should_be():
-    shared, own = ([case for group in CASES[name].values() for case in group] for name in CASES)
+    shared, own, found = (
+        [case for group in CASES[name].values() for case in group] for name in CASES
+    )
     assert len(shared) == 225 and sum(c["firm"] for c in shared) == 161
     assert len(own) >= 400 and sum(not c["expected"] for c in own) >= len(own) / 2
-    assert len({c["id"] for c in shared + own}) == len(shared + own)
+    assert len({c["id"] for c in shared + own + found}) == len(shared + own + found)
 
 
 def test_verdicts_of_all_cases_do_not_depend_on_threads_or_order():

@@ -62,6 +62,8 @@ bool after_verb(std::string_view text, bool needs_verb, std::string_view& value)
             size = verb.size();
         }
     }
+    // "the answer cannot be", "could be": nothing is said
+    if (best != kNone && takes_back(line.substr(0, best), false)) return false;
     // a sentence that ends before the verb is another one
     if (best != kNone) {
         const size_t end = line.find(". ");
@@ -93,8 +95,32 @@ bool after_verb(std::string_view text, bool needs_verb, std::string_view& value)
     return !rest.empty();
 }
 
+// Words before an anchor that make it another's: "the wrong answer is".
+bool is_disowned(std::string_view before) {
+    before = trim(before.substr(before.size() - std::min<size_t>(before.size(), 40)));
+    const size_t stop = before.find_last_of(".,;\n");
+    if (stop != kNone) before = before.substr(stop + 1);
+    for (const std::string_view word : {"wrong", "incorrect", "false", "not", "cannot", "never", "nobody",
+                                        "Nobody", "Wrong", "Incorrect", "False"})
+        if (const size_t at = before.rfind(word);
+            at != kNone && (at == 0 || !is_letter(before[at - 1])) &&
+            (at + word.size() == before.size() || !is_letter(before[at + word.size()])))
+            return true;
+    return before.substr(0, 3) == "Is " || before.substr(0, 3) == "is ";
+}
+
+// Whether the sentence after a value takes it back: "5. Or 6.", "5? No, 6".
+bool is_taken_back(std::string_view after) {
+    while (!after.empty() && !is_letter(after[0]) && !is_digit(after[0])) after.remove_prefix(1);
+    for (const std::string_view word : {"Or", "or", "No", "no", "Actually", "actually", "Wait", "wait",
+                                        "Maybe", "maybe", "Not", "not", "Alternatively", "Perhaps", "perhaps"})
+        if (starts(after, word) && (after.size() == word.size() || !is_letter(after[word.size()])))
+            return true;
+    return false;
+}
+
 // The value at the front of `text`: up to the end of its sentence or line, or of its delimiters.
-std::string_view value_at_front(std::string_view text) {
+std::string_view value_at_front(std::string_view text, bool choice) {
     text = text.substr(0, 2 * kLongestAnswer);  // a longer one is over the limit anyhow
     struct Delimiter {
         std::string_view open, close;
@@ -106,7 +132,7 @@ std::string_view value_at_front(std::string_view text) {
             const size_t end = text.find(close, open.size());
             if (end != kNone) {
                 // what follows the formula in its sentence belongs to the value: units, hedges
-                const auto tail = value_at_front(text.substr(end + close.size()));
+                const auto tail = value_at_front(text.substr(end + close.size()), choice);
                 return trim(text.substr(0, end + close.size() + (tail.empty() ? 0 : static_cast<size_t>(
                            tail.data() + tail.size() - text.data()) - end - close.size())));
             }
@@ -132,9 +158,18 @@ std::string_view value_at_front(std::string_view text) {
             if (is_space(next) || next == '*' || next == '"' || next == '<' || next == ')') break;
         }
     }
+    // a value that is taken back takes the words with it, so that it is none
+    const size_t next = std::min(end + 40, text.size());
+    if (is_taken_back(text.substr(end, next - end))) return trim(text.substr(0, next));
     auto value = text.substr(0, end);
-    for (const std::string_view reason : {" because", ", because", " since ", ", since", ", as ", ", which", " which "})
-        value = value.substr(0, value.find(reason));
+    for (const std::string_view reason : {" because", ", because", " since ", ", since"}) {
+        const size_t at = value.find(reason);
+        if (at == kNone) continue;
+        const auto tail = value.substr(at + reason.size());
+        const bool clean = choice || tail.find_first_of("0123456789") == kNone;
+        if (clean && !takes_back(tail, false)) value = value.substr(0, at);
+        if (clean && choice) value = value.substr(0, at);
+    }
     while (!value.empty() && (is_mark(value.back()) || value.back() == ',' || value.back() == ';'))
         value.remove_suffix(1);
     return skip_marks(value);
@@ -159,7 +194,8 @@ std::vector<std::string_view> anchored(std::string_view region, bool choice) {
         if (hash ? (value = skip_marks(text), value.empty()) : !after_verb(text, true, value)) continue;
         if (hash && text.substr(0, std::min(text.find('\n'), text.size())).find_first_not_of(" \t#*") == kNone)
             continue;
-        value = value_at_front(value);
+        if (!hash && is_disowned(region.substr(0, ends[i]))) continue;
+        value = value_at_front(value, choice);
         if (value.empty()) continue;
         if (!values.empty() && value.data() + value.size() == values.back().data() + values.back().size())
             continue;

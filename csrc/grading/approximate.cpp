@@ -19,11 +19,6 @@ double real_place(uint64_t name, uint32_t set) {
     return kFrom[i] + (kTo[i] - kFrom[i]) * share;
 }
 
-// Whether `small`, which is not zero, would leave hardly a trace in a sum with `large`.
-bool is_lost(const Ball& small, const Ball& large) {
-    return small.magnitude() > small.error && small.magnitude() < 0x1p-60 * large.magnitude();
-}
-
 bool is_angle_function(uint8_t id) {
     return id <= static_cast<uint8_t>(Function::csc) || id == static_cast<uint8_t>(Function::cis);
 }

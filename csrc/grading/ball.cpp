@@ -288,6 +288,10 @@ Status power(const Ball& base, const Ball& exponent, Ball& result) {
     return exponential_of(logarithm * exponent, result);
 }
 
+bool is_lost(const Ball& small, const Ball& large) {
+    return small.magnitude() > small.error && small.magnitude() < 0x1p-60 * large.magnitude();
+}
+
 Order compare_equal(const Ball& a, const Ball& b) {
     const double distance = std::max(std::abs((a.real - b.real).high),
                                      std::abs((a.imaginary - b.imaginary).high));

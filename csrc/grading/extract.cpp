@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "extract_parts.h"
+#include "words.h"
 
 namespace fastrl::grading {
 
@@ -76,7 +77,11 @@ bool take_last_number(std::string_view region, Found& found) {
     // \frac{1}{2}
     if (end < region.size() && region[end] == '}') {
         const size_t from = end > 64 ? end - 64 : 0;
-        const size_t frac = region.substr(from, end - from).rfind("\\frac{");
+        size_t frac = region.substr(from, end - from).rfind("frac{");
+        if (frac != kNone) {
+            const size_t name = region.substr(from, frac).rfind('\\');
+            frac = name != kNone && frac - name <= 2 ? name : kNone;  // \frac, \dfrac
+        }
         if (frac != kNone) {
             const auto inside = region.substr(from + frac, end + 1 - from - frac);
             if (std::count(inside.begin(), inside.end(), '{') == 2 &&
@@ -118,44 +123,29 @@ bool take_hash(std::string_view region, Found& found) {
     return !ends.empty();
 }
 
-void take_tag(std::string_view region, Found& found) {
+// False where there is no tag at all.
+bool take_tag(std::string_view region, Found& found) {
     constexpr std::string_view kOpen = "<answer>", kClose = "</answer>";
     size_t opens = 0, closes = 0, open = kNone, close = kNone;
     for (size_t at = region.find('<'); at != kNone; at = region.find('<', at + 1)) {
         if (starts(region.substr(at), kOpen)) ++opens, open = at;
         if (starts(region.substr(at), kClose)) ++closes, close = at;
     }
-    if (opens == 0 && closes == 0) return;
+    if (opens == 0 && closes == 0) return false;
     if (opens > 1 || closes > 1) {
         found.reason = Reason::shotgun;
-        return;
+        return true;
     }
     if (opens == 1 && closes == 0) {
         found.reason = Reason::truncated;
-        return;
+        return true;
     }
-    if (opens == 0 || close < open) return;
+    if (opens == 0 || close < open) return true;
     const auto inside = region.substr(open + kOpen.size(), close - open - kOpen.size());
-    if (take_boxes(inside, found)) return;
+    if (take_boxes(inside, found)) return true;
     found.answer = trim(inside);
     found.reason = found.answer.empty() ? Reason::empty : Reason::wrong;
-}
-
-// Whether another option follows the letter: "A or B", "A, C", "A/B".
-bool offers_another(std::string_view rest) {
-    rest = skip_marks(rest);
-    while (!rest.empty() && (rest.front() == ')' || rest.front() == '}' || rest.front() == '$' ||
-                             rest.front() == ']'))
-        rest = skip_marks(rest.substr(1));
-    bool joined = false;
-    for (const std::string_view joint : {"or ", "and ", "/", ",", "&"})
-        if (starts(rest, joint)) {
-            rest = skip_marks(rest.substr(joint.size()));
-            joined = true;
-        }
-    if (starts(rest, "or ") || starts(rest, "and ")) rest = skip_marks(rest.substr(rest.find(' ')));
-    size_t size;
-    return joined && option_letter(rest, size) != 0;
+    return true;
 }
 
 void take_choice(std::string_view region, Found& found) {
@@ -163,14 +153,15 @@ void take_choice(std::string_view region, Found& found) {
     if (take_boxes(region, found)) {
         if (found.reason != Reason::wrong) return;
         size_t size;
-        if (option_letter(found.answer, size) && offers_another(found.answer.substr(size)))
+        if (option_letter(found.answer, size) && takes_back(found.answer.substr(size), true))
             found.reason = Reason::hedge;
         return;
     }
+    if (take_tag(region, found)) return;
     for (const auto& value : anchored(region, true)) {
         size_t size;
         if (!option_letter(value, size)) continue;
-        if (candidates.empty() && offers_another(value.substr(size))) {
+        if (candidates.empty() && takes_back(value.substr(size), true)) {
             found.reason = Reason::hedge;
             return;
         }
@@ -203,6 +194,30 @@ void take_choice(std::string_view region, Found& found) {
 
 }  // namespace
 
+bool takes_back(std::string_view rest, bool letters) {
+    for (size_t i = 0; i < rest.size();) {
+        if (!is_letter(rest[i])) {
+            if (letters && (rest[i] == '=' || rest[i] == '+')) return true;
+            ++i;
+            continue;
+        }
+        size_t end = i;
+        while (end < rest.size() && (is_letter(rest[end]) || rest[end] == '\'')) ++end;
+        const auto word = rest.substr(i, end - i);
+        const bool command = i > 0 && rest[i - 1] == '\\';
+        if (command) {
+            for (const std::string_view joint : {"lor", "vee", "land", "wedge", "neg"})
+                if (word == joint) return true;
+        } else if (is_hedge(word) || (word.size() > 3 && word.substr(word.size() - 3) == "n't")) {
+            return true;
+        } else if (letters && word.size() == 1 && is_upper(word[0])) {
+            return true;
+        }
+        i = end;
+    }
+    return false;
+}
+
 void Found::clear() {
     reason = Reason::no_answer;
     answer = {};
@@ -230,7 +245,10 @@ char option_letter(std::string_view text, size_t& size) {
             }
         if (!skipped) break;
     }
-    if (at >= text.size() || !(is_upper(text[at]) || (bracket && is_lower(text[at])))) return 0;
+    const bool alone = at < text.size() &&
+                       text.find_first_not_of(" \t\r\n)]}$*_.", at + 1) == std::string_view::npos;
+    if (at >= text.size() || !(is_upper(text[at]) || ((bracket || alone) && is_lower(text[at]))))
+        return 0;
     if (at + 1 < text.size() && (is_alphanumeric(text[at + 1]) || text[at + 1] == '\'' || text[at + 1] == '_'))
         return 0;
     size = at + 1;

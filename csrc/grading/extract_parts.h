@@ -25,6 +25,9 @@ inline std::string_view skip_marks(std::string_view text) {
     return text;
 }
 
+// Whether words after a letter or a value take it back or name another: or, not, (C), \lor.
+bool takes_back(std::string_view rest, bool letters);
+
 // The boxes of the region: false where none was opened.
 bool take_boxes(std::string_view region, Found& found);
 

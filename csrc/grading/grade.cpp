@@ -23,6 +23,7 @@ bool is_shotgun(const Found& found, const Options& options) {
     if (values.size() <= found.most_values) return false;
     Budget budget{options.budget_ops};
     std::vector<Gold> different;
+    different.reserve(found.most_values);
     Answer scratch;
     std::string_view last;
     // the last ones first: what is compared with the gold is among them
@@ -89,9 +90,7 @@ Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& g
         for (const Gold* gold : golds) {
             size_t gold_size;
             const char wanted = option_letter(gold->source(), gold_size);
-            if (letter && lower(letter) == lower(wanted)) verdict.reason = Reason::correct;
-            if (letter && gold->source().size() == 1 && lower(gold->source()[0]) == lower(letter))
-                verdict.reason = Reason::correct;
+            if (letter && wanted && lower(letter) == lower(wanted)) verdict.reason = Reason::correct;
         }
         if (letter) {
             if (!options.last_of_many && is_shotgun(found, options)) verdict.reason = Reason::shotgun;
@@ -116,7 +115,14 @@ Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& g
         verdict.reason = Reason::shotgun;
         return verdict;
     }
-    verdict.reason = compare(listed ? std::string_view(verdict.joined) : found.answer, golds, options, scratch);
+    if (listed) {
+        verdict.reason = compare(verdict.joined, golds, options, scratch);
+        if (verdict.reason == Reason::correct) return verdict;
+        // or the last box says it all again
+        verdict.joined.clear();
+        set_span(verdict, completion, found.answer.data(), found.answer.data() + found.answer.size());
+    }
+    verdict.reason = compare(found.answer, golds, options, scratch);
     return verdict;
 }
 

@@ -184,7 +184,7 @@ Match Comparer::relations(const Ref& gold, const Ref& answer) {
                             (is_symbol(asked) && is_symbol(given) && asked->id != given->id);
         if (spoken || same_name(asked, given)) {
             const Match match = equal(gold_value, value);
-            if (match != Match::no || spoken) return match;
+            if (match != Match::no) return match;
         }
     }
     if (gold->count != answer->count) return Match::no;
@@ -260,6 +260,9 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
         if (budget_.over()) return Match::limit;
         if (s == Status::unsupported) return Match::no;
         if (s != Status::ok) continue;
+        if (is_lost(values[0], values[1]) || is_lost(values[1], values[0]) ||
+            is_lost(values[2], values[3]) || is_lost(values[3], values[2]))
+            continue;
         Ball quotient;
         if (divide(values[0] + -values[1], values[2] + -values[3], quotient) != Status::ok) continue;
         if (positive && !(quotient.real.high > quotient.error)) return Match::no;
