@@ -8,7 +8,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastrl-installed
 
-.PHONY: train test lint soak sanitize bench clean
+.PHONY: train test lint soak sanitize fuzz bench clean
 
 train: $(STAMP)
 	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
@@ -23,6 +23,11 @@ soak: $(STAMP)
 sanitize: $(STAMP)
 	bash tests/sanitize.sh $(abspath $(BIN)/python)
 
+# needs clang++; five minutes for each of the two targets, unless FUZZ says otherwise
+FUZZ ?= -max_total_time=300
+fuzz:
+	bash tests/fuzz/run.sh $(FUZZ)
+
 bench: $(STAMP)
 	$(BIN)/fastrl bench kernels --out bench/results/kernels-cpu.json
 	$(BIN)/python bench/table.py bench/results/kernels-cpu.json --into README.md
@@ -31,6 +36,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
 # An environment that already has torch keeps it; a new one gets the pinned build first, so that no
 # other package's wish for torch decides.

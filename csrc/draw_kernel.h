@@ -56,8 +56,8 @@ FASTRL_INLINE void uniforms(const Counter& counter, uint32_t column, Floats* out
     }
 }
 
-// For numbers that are positive and normal, to 2.3e-7 of the result and the rounding. The polynomial
-// is the minimax of log2(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1].
+// For numbers that are positive and normal, to 2.3e-7 of the result and the rounding. The
+// polynomial is the minimax of log2(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1].
 FASTRL_INLINE Floats log2(Floats x) {
     const Ints bits = as_ints(x), exponent = (bits - 0x3f3504f3) >> 23;
     const Floats f = as_floats(bits - (exponent << 23)) - 1.0f;
@@ -85,8 +85,8 @@ FASTRL_INLINE bool any(Ints flags) {
 }
 
 // False where a score is certainly below the best: t - log2(-log2 u) for a t that lies `lead` above
-// that best. By -log2 u >= (1 - u) log2(e), and by the straight lines between the powers of 2, which
-// lie above 2^lead; cheaper than two logarithms, and hardly ever true in vain.
+// that best. By -log2 u >= (1 - u) log2(e), and by the straight lines between the powers of 2,
+// which lie above 2^lead; cheaper than two logarithms, and hardly ever true in vain.
 FASTRL_INLINE Ints may_beat(Floats lead, Floats u) {
     const Floats low = splat(-126.0f), high = splat(100.0f);
     lead = lead > low ? lead : low;
@@ -120,8 +120,7 @@ Drawn draw_of(Type<T>, const Logits& logits, int64_t row, const RowStatistics& f
             const int64_t column = begin + j;
             uniforms(counter, static_cast<uint32_t>(column), u);
             Ints better = {};
-            for (int half = 0; half < 2; ++half)
-                better |= may_beat(scores[half] - best, u[half]);
+            for (int half = 0; half < 2; ++half) better |= may_beat(scores[half] - best, u[half]);
             if (!any(better)) continue;
             better = Ints{};
             for (int half = 0; half < 2; ++half) {
@@ -172,8 +171,8 @@ void above_of(Type<T>, const Logits& logits, int64_t row, const RowStatistics& f
 }
 
 template <typename T>
-int64_t collect_of(Type<T>, const Logits& logits, int64_t row, const RowStatistics& found, float low,
-                   float high, Candidate* out) {
+int64_t collect_of(Type<T>, const Logits& logits, int64_t row, const RowStatistics& found,
+                   float low, float high, Candidate* out) {
     const T* x = static_cast<const T*>(logits.data) + row * logits.stride;
     const Transform transform(logits, row);
     Candidate* next = out;

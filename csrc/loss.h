@@ -40,8 +40,8 @@ void policy_loss(const Logits& logits, const PolicyRows& rows, const LossSetting
                  float* losses, float* logprobs, float* entropy, void* out, int64_t out_stride,
                  int threads);
 
-// Asks for large pages under fresh memory: 25,000 page faults of 4 KiB cost more than the kernel that
-// fills 100 MB. Does nothing where the system has no such request.
+// Asks for large pages under fresh memory: 25,000 page faults of 4 KiB cost more than the kernel
+// that fills 100 MB. Does nothing where the system has no such request.
 void advise_large_pages(void* memory, int64_t bytes);
 
 }  // namespace fastrl

@@ -72,8 +72,8 @@ void row_statistics(const fastrl::Logits& rows, uintptr_t logprobs, uintptr_t en
 
 void row_gradient(const fastrl::Logits& rows, uintptr_t a, uintptr_t g, uintptr_t out,
                   int64_t out_stride, int threads) {
-    fastrl::row_gradient(rows, pointer<const float>(a), pointer<const float>(g),
-                         pointer<void>(out), out_stride, threads);
+    fastrl::row_gradient(rows, pointer<const float>(a), pointer<const float>(g), pointer<void>(out),
+                         out_stride, threads);
 }
 
 void policy_loss(const fastrl::Logits& rows, uintptr_t advantages, uintptr_t old_logprobs,
@@ -81,10 +81,9 @@ void policy_loss(const fastrl::Logits& rows, uintptr_t advantages, uintptr_t old
                  double low, double high, double dual, double cap, double entropy_coef,
                  double scale, uintptr_t losses, uintptr_t logprobs, uintptr_t entropy,
                  uintptr_t out, int64_t out_stride, int threads) {
-    const fastrl::PolicyRows policy{pointer<const float>(advantages),
-                                    pointer<const float>(old_logprobs),
-                                    pointer<const float>(sampler_logprobs),
-                                    pointer<const float>(weights)};
+    const fastrl::PolicyRows policy{
+        pointer<const float>(advantages), pointer<const float>(old_logprobs),
+        pointer<const float>(sampler_logprobs), pointer<const float>(weights)};
     const fastrl::LossSettings settings{static_cast<fastrl::Loss>(loss),
                                         static_cast<fastrl::Correction>(correction),
                                         low,
@@ -101,7 +100,8 @@ void sample(const fastrl::Logits& rows, uintptr_t top_k, uintptr_t top_p, uintpt
             uintptr_t counters, uint32_t key0, uint32_t key1, uintptr_t tokens, uintptr_t logprobs,
             uintptr_t log_kept_mass, int threads) {
     fastrl::sample(
-        rows, {pointer<const int32_t>(top_k), pointer<const float>(top_p), pointer<const float>(min_p)},
+        rows,
+        {pointer<const int32_t>(top_k), pointer<const float>(top_p), pointer<const float>(min_p)},
         {pointer<const int64_t>(counters), key0, key1}, pointer<int64_t>(tokens),
         pointer<float>(logprobs), pointer<float>(log_kept_mass), threads);
 }

@@ -5,8 +5,8 @@
 
 namespace fastrl {
 
-// Shapes: q and out [rows, heads, dim]; k_cache and v_cache [blocks, block_size, kv_heads, dim]; all
-// fp32 and contiguous. Row r belongs to table row_table[r] of tables [*, table_stride] (block
+// Shapes: q and out [rows, heads, dim]; k_cache and v_cache [blocks, block_size, kv_heads, dim];
+// all fp32 and contiguous. Row r belongs to table row_table[r] of tables [*, table_stride] (block
 // numbers) and sees the first context[r] tokens of it. Slots past the context are never read.
 struct PagedAttention {
     const float* q;

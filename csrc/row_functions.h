@@ -27,16 +27,13 @@ RowStatistics statistics(const Logits& logits, int64_t row, const Extras& extras
 
 void gradient(const Logits& logits, int64_t row, const RowStatistics& found, double a, double g,
               void* out) {
-    with_type(logits.dtype, [&](auto type) {
-        gradient_of(type, logits, row, found, a, g, out);
-    });
+    with_type(logits.dtype, [&](auto type) { gradient_of(type, logits, row, found, a, g, out); });
 }
 
 void above(const Logits& logits, int64_t row, const RowStatistics& found, const float* thresholds,
            Above* out) {
-    with_type(logits.dtype, [&](auto type) {
-        above_of(type, logits, row, found, thresholds, out);
-    });
+    with_type(logits.dtype,
+              [&](auto type) { above_of(type, logits, row, found, thresholds, out); });
 }
 
 int64_t collect(const Logits& logits, int64_t row, const RowStatistics& found, float low,
@@ -48,9 +45,8 @@ int64_t collect(const Logits& logits, int64_t row, const RowStatistics& found, f
 
 Drawn draw(const Logits& logits, int64_t row, const RowStatistics& found, const Noise& noise,
            const Kept& kept) {
-    return with_type(logits.dtype, [&](auto type) {
-        return draw_of(type, logits, row, found, noise, kept);
-    });
+    return with_type(logits.dtype,
+                     [&](auto type) { return draw_of(type, logits, row, found, noise, kept); });
 }
 
 constexpr RowFunctions functions(const char* name) {

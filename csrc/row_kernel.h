@@ -42,9 +42,7 @@ struct Transform {
         return z;
     }
 
-    FASTRL_INLINE float operator()(float x) const {
-        return elementwise ? (*this)(splat(x))[0] : x;
-    }
+    FASTRL_INLINE float operator()(float x) const { return elementwise ? (*this)(splat(x))[0] : x; }
 };
 
 template <typename T>
@@ -73,8 +71,8 @@ int64_t gather(const T* x, int64_t count, const Transform& transform, float* z) 
     return i;
 }
 
-// body(z, begin, count) over every chunk: the logits themselves where they are z, else a copy, whose
-// count is padded as `gather` does.
+// body(z, begin, count) over every chunk: the logits themselves where they are z, else a copy,
+// whose count is padded as `gather` does.
 template <typename T, typename Body>
 FASTRL_INLINE void for_chunks(const T* x, int64_t valid, const Transform& transform,
                               const Body& body) {
@@ -113,16 +111,16 @@ FASTRL_INLINE Floats exponent(Floats z, float peak, float factor) {
     return t < LOWEST ? splat(LOWEST) : t;
 }
 
-// UNROLL vectors before any is used, two a step: as gcc 12 compiles it, 512 bf16 rows of 49,152 take
-// 2.5 ms on 2 cores; one a step 3.2, loads among the arithmetic 3.9.
+// UNROLL vectors before any is used, two a step: as gcc 12 compiles it, 512 bf16 rows of 49,152
+// take 2.5 ms on 2 cores; one a step 3.2, loads among the arithmetic 3.9.
 template <typename T>
 FASTRL_INLINE void load_several(const T* source, Floats* values) {
     for (int u = 0; u < UNROLL; u += 2)
         values[u] = load(source + u * WIDTH), values[u + 1] = load(source + (u + 1) * WIDTH);
 }
 
-// Asks for `count` numbers that lie `distance` further, which need not be there. The processor's own
-// prefetching stops at the end of a page of 4 KiB, a chunk of floats.
+// Asks for `count` numbers that lie `distance` further, which need not be there. The processor's
+// own prefetching stops at the end of a page of 4 KiB, a chunk of floats.
 template <typename T>
 FASTRL_INLINE void prefetch(const T* source, int64_t distance, int count) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(source) + distance * sizeof(T);
@@ -139,8 +137,7 @@ FASTRL_INLINE void accumulate(const T* z, int64_t count, float factor, float thr
         load_several(z + i, values);
         for (int u = 0; u < UNROLL; ++u) peaks[u] = larger(values[u], peaks[u]);
     }
-    const float peak =
-        largest(larger(larger(peaks[0], peaks[1]), larger(peaks[2], peaks[3])));
+    const float peak = largest(larger(larger(peaks[0], peaks[1]), larger(peaks[2], peaks[3])));
     if (peak > running.peak) running.move_to(peak, factor);
     // a row that begins with -inf alone: e is 0 whatever finite number stands in for the peak
     const float base = std::isinf(running.peak) ? 0.0f : running.peak;
@@ -172,8 +169,8 @@ inline double logprob_of(const RowStatistics& found, float z) {
 }
 
 template <bool WITH_EXTRAS, typename T>
-__attribute__((noinline)) RowStatistics statistics_of(Type<T>, const Logits& logits,
-                                                      int64_t row, const Extras& extras) {
+__attribute__((noinline)) RowStatistics statistics_of(Type<T>, const Logits& logits, int64_t row,
+                                                      const Extras& extras) {
     const T* x = static_cast<const T*>(logits.data) + row * logits.stride;
     const Transform transform(logits, row);
     float threshold = 0.0f;
@@ -265,7 +262,8 @@ void gradient_of(Type<T>, const Logits& logits, int64_t row, const RowStatistics
         for (; j < count; ++j) store_one(out + i + j, z[j]);
     }
     store_one(out + target, static_cast<float>(at_target));
-    std::memset(static_cast<void*>(out + logits.valid), 0, sizeof(T) * (logits.vocab - logits.valid));
+    std::memset(static_cast<void*>(out + logits.valid), 0,
+                sizeof(T) * (logits.vocab - logits.valid));
 }
 
 }  // namespace fastrl::FASTRL_ISA

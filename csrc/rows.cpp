@@ -27,9 +27,8 @@ constexpr const RowFunctions* SETS[] = {&plain_rows};
 #endif
 
 std::atomic<const RowFunctions*>& current() {
-    static std::atomic<const RowFunctions*> functions{
-        *std::find_if(std::begin(SETS), std::end(SETS),
-                      [](const RowFunctions* set) { return runs_here(*set); })};
+    static std::atomic<const RowFunctions*> functions{*std::find_if(
+        std::begin(SETS), std::end(SETS), [](const RowFunctions* set) { return runs_here(*set); })};
     return functions;
 }
 

@@ -1,9 +1,9 @@
 // Rows of logits: what is computed of each on the instruction set in use, and the loop over them.
 //
 // A row of logits x with target y: z = softcap(logit_scale x) / T, m = max z, l = sum e^(z-m),
-// w = sum e^(z-m) (z-m); log-prob = z_y - m - log l, entropy H = log l - w / l. With a = dL/dlogprob
-// and g = dL/dH: dL/dz_j = a (1[j=y] - p_j) - g p_j (log p_j + H).
-// A row is read once for the statistics; its gradient reads it again while the caches hold it.
+// w = sum e^(z-m) (z-m); log-prob = z_y - m - log l, entropy H = log l - w / l. With a =
+// dL/dlogprob and g = dL/dH: dL/dz_j = a (1[j=y] - p_j) - g p_j (log p_j + H). A row is read once
+// for the statistics; its gradient reads it again while the caches hold it.
 #pragma once
 
 #include <algorithm>

@@ -56,7 +56,8 @@ struct Row {
     Prefix smallest(double wanted, double least, const Weight& weight) const {
         constexpr int N = Above::THRESHOLDS;
         constexpr int64_t FEW = 256;
-        constexpr double FAR = 64;  // z - m = -FAR log2(e) T: where to look first for a column of any z
+        constexpr double FAR =
+            64;  // z - m = -FAR log2(e) T: where to look first for a column of any z
         float low = least > 0 ? std::min(z_at(least), found.peak) : -INFINITE, high = INFINITE;
         Above at_low{logits.valid, 0}, at_high{};
         for (int round = 0; round < 8 && at_low.count - at_high.count > FEW; ++round) {
@@ -66,8 +67,8 @@ struct Row {
             for (int n = 0; n < N; ++n) {
                 const double share = (n + 1.0) / (N + 1);
                 // first closer to the top, where most of the mass is
-                thresholds[n] = static_cast<float>(
-                    top + (bottom - top) * (round == 0 ? share * share : share));
+                thresholds[n] =
+                    static_cast<float>(top + (bottom - top) * (round == 0 ? share * share : share));
             }
             Above above[N];
             functions.above(logits, row, found, thresholds, above);
@@ -108,10 +109,11 @@ Kept keep(const Row& row, const Filters& filters) {
     const Prefix everything{Candidate(-INFINITE, valid, 0).order, total};
     Prefix kept = everything;
     if (top_k > 0 && top_k < valid)
-        kept = row.smallest(static_cast<double>(top_k), top_k == 1, [](const auto& x) { return x.count; });
+        kept = row.smallest(static_cast<double>(top_k), top_k == 1,
+                            [](const auto& x) { return x.count; });
     if (top_p < 1) {
-        // a column with less than an equal share of what top-p leaves out is left out; so it is after
-        // top-k, whose columns have more than the average mass
+        // a column with less than an equal share of what top-p leaves out is left out; so it is
+        // after top-k, whose columns have more than the average mass
         const double least = (1 - top_p) * total / valid;
         const Prefix likely =
             row.smallest(top_p * kept.mass, least, [](const auto& x) { return x.mass; });

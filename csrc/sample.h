@@ -3,8 +3,8 @@
 // The filters keep a prefix of the columns in the order of falling logits, equal ones by their ids.
 // The token is the kept column with the largest log2 p - log2(-log2 u). Its uniform u is
 // ((word >> 9) + 0.5) / 2^23 of word v & 3 of Philox4x32-10 (Salmon et al. 2011) at the counter
-// {c0, v >> 2 << 14 | c1, c2, c3}. A row is read once for its statistics and again, from the caches,
-// for what the filters keep and for the maximum; nothing is sorted but what may be kept.
+// {c0, v >> 2 << 14 | c1, c2, c3}. A row is read once for its statistics and again, from the
+// caches, for what the filters keep and for the maximum; nothing is sorted but what may be kept.
 #pragma once
 
 #include <cstdint>

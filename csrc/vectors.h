@@ -1,7 +1,7 @@
 // WIDTH floats at a time in the compiler's vector types, for the file's instruction set: loads and
 // stores of three dtypes, 2^t and tanh. The including file defines FASTRL_ISA, FASTRL_WIDTH and,
-// where it has them, FASTRL_AVX2 or FASTRL_AVX512: `#pragma GCC target` sets gcc's own macros only from
-// version 13 on.
+// where it has them, FASTRL_AVX2 or FASTRL_AVX512: `#pragma GCC target` sets gcc's own macros only
+// from version 13 on.
 #pragma once
 
 #include <cmath>

@@ -11,32 +11,33 @@ constexpr size_t kMostAnchors = 64;  // the last ones are looked at
 constexpr size_t kLongestLead = 64;  // between "answer" and "is"
 
 constexpr Anchor kAnchors[] = {
-    {"nswer", "aA"},  {"NSWER", "A"},    {"####", ""},      {"答案", ""},     {"答え", ""},
-    {"答：", ""},     {"정답", ""},      {"ntwort", "aA"},  {"espuesta", "rR"}, {"éponse", "rR"},
-    {"eponse", "rR"}, {"твет", ""},      {"isposta", "rR"}, {"esposta", "rR"}, {"esultado", "rR"},
+    {"nswer", "aA"},  {"NSWER", "A"}, {"####", ""},      {"答案", ""},       {"答え", ""},
+    {"答：", ""},     {"정답", ""},   {"ntwort", "aA"},  {"espuesta", "rR"}, {"éponse", "rR"},
+    {"eponse", "rR"}, {"твет", ""},   {"isposta", "rR"}, {"esposta", "rR"},  {"esultado", "rR"},
 };
 constexpr Anchor kChoiceAnchors[] = {{"ption", "oO"}, {"hoice", "cC"}, {"PTION", "O"}};
 
 // What may stand between "the answer" and its value.
-constexpr std::string_view kVerbs[] = {" is", " are", " be", " was", " equals", " ist", " lautet", " es",
-                                       " est", " è", " é", "是", "为", "為", "は", "은", "는", "=", ":",
-                                       "：", " Is", " IS"};
-constexpr std::string_view kFillers[] = {
-    "therefore", "thus", "simply", "just", "indeed", "clearly", "actually", "equal to", "given by",
-    "exactly", "then", "option", "choice", "Option", "Choice", "hence", "the", "also", "again", "now"};
+constexpr std::string_view kVerbs[] = {
+    " is", " are", " be", " was", " equals", " ist", " lautet", " es", " est", " è",  " é",
+    "是",  "为",   "為",  "は",   "은",      "는",   "=",       ":",   "：",   " Is", " IS"};
+constexpr std::string_view kFillers[] = {"therefore", "thus",     "simply",   "just",     "indeed",
+                                         "clearly",   "actually", "equal to", "given by", "exactly",
+                                         "then",      "option",   "choice",   "Option",   "Choice",
+                                         "hence",     "the",      "also",     "again",    "now"};
 
 }  // namespace
 
 void find_all(std::string_view text, const Anchor& anchor, std::vector<size_t>& ends) {
     const size_t before = ends.size();
     for (size_t at = 0; at < text.size();) {
-        const void* hit = memmem(text.data() + at, text.size() - at, anchor.word.data(),
-                                 anchor.word.size());
+        const void* hit =
+            memmem(text.data() + at, text.size() - at, anchor.word.data(), anchor.word.size());
         if (!hit) break;
         const auto begin = static_cast<size_t>(static_cast<const char*>(hit) - text.data());
         at = begin + anchor.word.size();
-        const bool whole = anchor.before.empty() ||
-                           (begin > 0 && anchor.before.find(text[begin - 1]) != kNone);
+        const bool whole =
+            anchor.before.empty() || (begin > 0 && anchor.before.find(text[begin - 1]) != kNone);
         if (!whole) continue;
         ends.push_back(at);
         if (ends.size() - before > 2 * kMostAnchors)
@@ -100,8 +101,8 @@ bool is_disowned(std::string_view before) {
     before = trim(before.substr(before.size() - std::min<size_t>(before.size(), 40)));
     const size_t stop = before.find_last_of(".,;\n");
     if (stop != kNone) before = before.substr(stop + 1);
-    for (const std::string_view word : {"wrong", "incorrect", "false", "not", "cannot", "never", "nobody",
-                                        "Nobody", "Wrong", "Incorrect", "False"})
+    for (const std::string_view word : {"wrong", "incorrect", "false", "not", "cannot", "never",
+                                        "nobody", "Nobody", "Wrong", "Incorrect", "False"})
         if (const size_t at = before.rfind(word);
             at != kNone && (at == 0 || !is_letter(before[at - 1])) &&
             (at + word.size() == before.size() || !is_letter(before[at + word.size()])))
@@ -112,8 +113,9 @@ bool is_disowned(std::string_view before) {
 // Whether the sentence after a value takes it back: "5. Or 6.", "5? No, 6".
 bool is_taken_back(std::string_view after) {
     while (!after.empty() && !is_letter(after[0]) && !is_digit(after[0])) after.remove_prefix(1);
-    for (const std::string_view word : {"Or", "or", "No", "no", "Actually", "actually", "Wait", "wait",
-                                        "Maybe", "maybe", "Not", "not", "Alternatively", "Perhaps", "perhaps"})
+    for (const std::string_view word :
+         {"Or", "or", "No", "no", "Actually", "actually", "Wait", "wait", "Maybe", "maybe", "Not",
+          "not", "Alternatively", "Perhaps", "perhaps"})
         if (starts(after, word) && (after.size() == word.size() || !is_letter(after[word.size()])))
             return true;
     return false;
@@ -125,16 +127,19 @@ std::string_view value_at_front(std::string_view text, bool choice) {
     struct Delimiter {
         std::string_view open, close;
     };
-    constexpr Delimiter kDelimiters[] = {
-        {"$$", "$$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
+    constexpr Delimiter kDelimiters[] = {{"$$", "$$"}, {"\\(", "\\)"}, {"\\[", "\\]"}};
     for (const auto& [open, close] : kDelimiters)
         if (starts(text, open)) {
             const size_t end = text.find(close, open.size());
             if (end != kNone) {
                 // what follows the formula in its sentence belongs to the value: units, hedges
                 const auto tail = value_at_front(text.substr(end + close.size()), choice);
-                return trim(text.substr(0, end + close.size() + (tail.empty() ? 0 : static_cast<size_t>(
-                           tail.data() + tail.size() - text.data()) - end - close.size())));
+                return trim(text.substr(
+                    0, end + close.size() +
+                           (tail.empty()
+                                ? 0
+                                : static_cast<size_t>(tail.data() + tail.size() - text.data()) -
+                                      end - close.size())));
             }
         }
     if (starts(text, "```")) {
@@ -191,13 +196,17 @@ std::vector<std::string_view> anchored(std::string_view region, bool choice) {
         if (!hash && starts(text, "s")) text.remove_prefix(1);
         if (!hash && !text.empty() && is_letter(text[0])) continue;  // "answered"
         std::string_view value;
-        if (hash ? (value = skip_marks(text), value.empty()) : !after_verb(text, true, value)) continue;
-        if (hash && text.substr(0, std::min(text.find('\n'), text.size())).find_first_not_of(" \t#*") == kNone)
+        if (hash ? (value = skip_marks(text), value.empty()) : !after_verb(text, true, value))
+            continue;
+        if (hash &&
+            text.substr(0, std::min(text.find('\n'), text.size())).find_first_not_of(" \t#*") ==
+                kNone)
             continue;
         if (!hash && is_disowned(region.substr(0, ends[i]))) continue;
         value = value_at_front(value, choice);
         if (value.empty()) continue;
-        if (!values.empty() && value.data() + value.size() == values.back().data() + values.back().size())
+        if (!values.empty() &&
+            value.data() + value.size() == values.back().data() + values.back().size())
             continue;
         values.push_back(value);
     }

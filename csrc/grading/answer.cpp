@@ -48,7 +48,8 @@ std::string_view quotient_of_same(std::string_view text) {
     const bool fraction = take("\\frac{") || take("\\dfrac{") || take("\\tfrac{");
     const bool read = fraction ? digits(top) && take("}{") && digits(bottom) && take("}")
                                : digits(top) && take("/") && digits(bottom);
-    if (!read || !text.empty() || top != bottom || top.find_first_not_of('0') == std::string_view::npos)
+    if (!read || !text.empty() || top != bottom ||
+        top.find_first_not_of('0') == std::string_view::npos)
         return {};
     return negative ? "-1" : "1";
 }
@@ -81,10 +82,20 @@ Option find_option(const Tokens& tokens) {
             return {};
     }
     switch (all[at].kind) {  // (A)^2, (A)+1, (A), 2 are expressions
-        case Tok::caret: case Tok::plus: case Tok::times: case Tok::slash: case Tok::underscore:
-        case Tok::bang: case Tok::prime: case Tok::relation: case Tok::cup: case Tok::cap:
-        case Tok::set_minus: case Tok::comma: case Tok::semicolon: case Tok::in:
-            return {};
+        case Tok::caret:
+        case Tok::plus:
+        case Tok::times:
+        case Tok::slash:
+        case Tok::underscore:
+        case Tok::bang:
+        case Tok::prime:
+        case Tok::relation:
+        case Tok::cup:
+        case Tok::cap:
+        case Tok::set_minus:
+        case Tok::comma:
+        case Tok::semicolon:
+        case Tok::in: return {};
         default: return {letter[0], tokens.source.substr(all[at].begin)};
     }
 }
@@ -95,9 +106,12 @@ std::string_view without_box(std::string_view text) {
         if (text.substr(0, box.size()) != box || text.back() != '}') continue;
         int64_t depth = 1;
         for (size_t i = box.size(); i + 1 < text.size(); ++i) {
-            if (text[i] == '\\') ++i;
-            else if (text[i] == '{') ++depth;
-            else if (text[i] == '}' && --depth == 0) return text;
+            if (text[i] == '\\')
+                ++i;
+            else if (text[i] == '{')
+                ++depth;
+            else if (text[i] == '}' && --depth == 0)
+                return text;
         }
         if (depth == 1) return trim(text.substr(box.size(), text.size() - box.size() - 1));
     }
@@ -112,9 +126,12 @@ std::string_view without_braces(std::string_view text) {
     if (last == std::string_view::npos || last < lead) return text;
     size_t depth = lead, least = lead;
     for (size_t i = lead; i <= last; ++i) {
-        if (text[i] == '\\') ++i;
-        else if (text[i] == '{') ++depth;
-        else if (text[i] == '}') least = std::min(least, --depth);
+        if (text[i] == '\\')
+            ++i;
+        else if (text[i] == '{')
+            ++depth;
+        else if (text[i] == '}')
+            least = std::min(least, --depth);
         if (depth == 0) return text;
     }
     const size_t trail = text.size() - 1 - last;
@@ -139,8 +156,10 @@ void fold(std::string_view text, std::string& folded) {
     text = without_box(without_braces(text));
     folded.clear();
     for (const char c : text) {
-        if (!is_space(c)) folded += c;
-        else if (folded.back() != ' ') folded += ' ';
+        if (!is_space(c))
+            folded += c;
+        else if (folded.back() != ' ')
+            folded += ' ';
     }
 }
 
@@ -220,11 +239,14 @@ const char* Gold::kind() const {
         case Kind::list: return "list";
         case Kind::set: return "set";
         case Kind::tuple: return "tuple";
-        case Kind::interval: case Kind::union_of: case Kind::intersection: case Kind::difference:
-        case Kind::number_set:
-            return "interval";
+        case Kind::interval:
+        case Kind::union_of:
+        case Kind::intersection:
+        case Kind::difference:
+        case Kind::number_set: return "interval";
         case Kind::matrix: return "matrix";
-        case Kind::relation: case Kind::member: return "relation";
+        case Kind::relation:
+        case Kind::member: return "relation";
         default: return node.flags & kHasSymbol ? "expression" : "number";
     }
 }

@@ -50,7 +50,8 @@ public:
     // number, expression, list, set, tuple, interval, matrix, relation, option, text.
     const char* kind() const;
 
-    Match equals(std::string_view text, Answer& scratch, int64_t budget_ops, const Rules& rules) const;
+    Match equals(std::string_view text, Answer& scratch, int64_t budget_ops,
+                 const Rules& rules) const;
     // Whether the answer takes back what it says.
     bool is_hedged(const Answer& answer) const;
 
@@ -63,7 +64,8 @@ private:
     const char* problem_ = "";
 
     Match compare(const Answer& answer, Budget& budget, const Rules& rules) const;
-    Match compare_options(const Answer& answer, Budget& budget, const Rules& rules, bool& decided) const;
+    Match compare_options(const Answer& answer, Budget& budget, const Rules& rules,
+                          bool& decided) const;
 };
 
 }  // namespace fastrl::grading

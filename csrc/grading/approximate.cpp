@@ -14,7 +14,8 @@ constexpr size_t kClearDigits = 26;
 double real_place(uint64_t name, uint32_t set) {
     static constexpr double kFrom[] = {0.2, 20, -0.9, 1.2, -60, 3.5, -3.0, 200};
     static constexpr double kTo[] = {0.9, 60, -0.2, 3.0, -20, 9.5, -1.2, 900};
-    const double share = static_cast<double>(mixed(name + set * 0x632be59bd9b4e019ull) >> 11) * 0x1p-53;
+    const double share =
+        static_cast<double>(mixed(name + set * 0x632be59bd9b4e019ull) >> 11) * 0x1p-53;
     const uint32_t i = set % 8;
     return kFrom[i] + (kTo[i] - kFrom[i]) * share;
 }
@@ -47,7 +48,8 @@ struct Approximation {
         Rational under;
         Budget aside{1000};
         return exact(radicand, place, under, aside) == Status::ok &&
-               (under.numerator.digits() > kClearDigits || under.denominator.digits() > kClearDigits);
+               (under.numerator.digits() > kClearDigits ||
+                under.denominator.digits() > kClearDigits);
     }
 
     Status power_of(const Ball& base, const Ref& under, const Ref& exponent, Ball& value) {
@@ -129,12 +131,17 @@ struct Approximation {
                                  : real_place(node.name, place.set));
                 return Status::ok;
             case Kind::constant:
-                if (is(node, Constant::pi)) value = ball(kPi);
-                else if (is(node, Constant::e)) value = ball(kE);
-                else if (is(node, Constant::i)) value = {{}, {1, 0}, 0};
-                else return Status::unsupported;
+                if (is(node, Constant::pi))
+                    value = ball(kPi);
+                else if (is(node, Constant::e))
+                    value = ball(kE);
+                else if (is(node, Constant::i))
+                    value = {{}, {1, 0}, 0};
+                else
+                    return Status::unsupported;
                 return Status::ok;
-            case Kind::sum: case Kind::product: {
+            case Kind::sum:
+            case Kind::product: {
                 const bool is_sum = node.kind == Kind::sum;
                 value = ball(is_sum ? 0.0 : 1.0);
                 return each(ref, [&](int32_t, const Ref& r) {
@@ -145,7 +152,9 @@ struct Approximation {
                     return Status::ok;
                 });
             }
-            case Kind::negative: case Kind::plus_minus: case Kind::minus_plus: {
+            case Kind::negative:
+            case Kind::plus_minus:
+            case Kind::minus_plus: {
                 if (node.kind != Kind::negative && ref.sign == 0) return Status::unsupported;
                 const Status s = of(ref.child(0), a);
                 const bool flip = node.kind == Kind::negative ||
@@ -189,7 +198,8 @@ struct Approximation {
                 }
                 return divide(a * ball(kPi), ball(180), value);
             }
-            case Kind::factorial: case Kind::binomial: {
+            case Kind::factorial:
+            case Kind::binomial: {
                 Rational constant;
                 const Status s = exact(ref, place, constant, budget);
                 if (s == Status::ok) value = ball(constant);
@@ -204,7 +214,8 @@ struct Approximation {
                     each(matrix, [&](int32_t i, const Ref& r) { return of(r, cells[i]); });
                 if (s != Status::ok) return s;
                 return determinant(
-                    cells, first_columns(matrix->value), 0, matrix->value, ball(0.0), ball(1), value,
+                    cells, first_columns(matrix->value), 0, matrix->value, ball(0.0), ball(1),
+                    value,
                     [&](Ball& total, const Ball& part, bool minus) {
                         total = total + (minus ? -part : part);
                         return budget.spend(1) ? Status::ok : Status::limit;

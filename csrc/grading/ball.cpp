@@ -92,8 +92,7 @@ Status trigonometric(Function function, const Ball& a, Ball& result) {
 Status inverse_trigonometric(Function function, const Ball& a, Ball& result) {
     if (!a.is_real()) return Status::unsupported;
     const DoubleDouble one{1, 0}, x = a.real;
-    if (function == Function::arctan)
-        return real_function(a, angle(x, one), 1, result);
+    if (function == Function::arctan) return real_function(a, angle(x, one), 1, result);
     if (size(x) > 1 + a.error) return Status::undefined;
     DoubleDouble rest = (one - x) * (one + x);
     if (rest.high < 0) rest = {};
@@ -158,9 +157,9 @@ Ball ball(const Rational& value) {
         Ball sum;
         for (size_t i = integer.size(); i-- > 0;) {
             const uint64_t limb = integer.limbs()[i];
-            const DoubleDouble part = DoubleDouble{static_cast<double>(limb >> 32), 0} *
-                                          DoubleDouble{0x1p32, 0} +
-                                      DoubleDouble{static_cast<double>(limb & 0xffffffff), 0};
+            const DoubleDouble part =
+                DoubleDouble{static_cast<double>(limb >> 32), 0} * DoubleDouble{0x1p32, 0} +
+                DoubleDouble{static_cast<double>(limb & 0xffffffff), 0};
             sum = sum * ball(1e18) + Ball{part, {}, 0};
         }
         return sum;
@@ -221,25 +220,35 @@ Status divide(const Ball& a, const Ball& b, Ball& quotient) {
 
 Status apply(Function function, const Ball& a, Ball& result) {
     switch (function) {
-        case Function::sin: case Function::cos: case Function::tan: case Function::cot:
-        case Function::sec: case Function::csc: case Function::cis:
-            return trigonometric(function, a, result);
-        case Function::arcsin: case Function::arccos: case Function::arctan:
-            return inverse_trigonometric(function, a, result);
+        case Function::sin:
+        case Function::cos:
+        case Function::tan:
+        case Function::cot:
+        case Function::sec:
+        case Function::csc:
+        case Function::cis: return trigonometric(function, a, result);
+        case Function::arcsin:
+        case Function::arccos:
+        case Function::arctan: return inverse_trigonometric(function, a, result);
         case Function::arccot: {
             if (!a.is_real()) return Status::unsupported;
             return real_function(a, angle({1, 0}, a.real), 1, result);  // in (0, pi)
         }
-        case Function::arcsec: case Function::arccsc: {
+        case Function::arcsec:
+        case Function::arccsc: {
             Ball inverse;
             if (const Status s = divide(ball(1), a, inverse); s != Status::ok) return s;
             return inverse_trigonometric(
-                function == Function::arcsec ? Function::arccos : Function::arcsin, inverse, result);
+                function == Function::arcsec ? Function::arccos : Function::arcsin, inverse,
+                result);
         }
-        case Function::sinh: case Function::cosh: case Function::tanh: case Function::coth:
-            return hyperbolic(function, a, result);
-        case Function::arcsinh: case Function::arccosh: case Function::arctanh:
-            return inverse_hyperbolic(function, a, result);
+        case Function::sinh:
+        case Function::cosh:
+        case Function::tanh:
+        case Function::coth: return hyperbolic(function, a, result);
+        case Function::arcsinh:
+        case Function::arccosh:
+        case Function::arctanh: return inverse_hyperbolic(function, a, result);
         case Function::exp: return exponential_of(a, result);
         case Function::log: return logarithm_of(a, result);
         case Function::sqrt: return root_of(a, result);
@@ -252,7 +261,8 @@ Status apply(Function function, const Ball& a, Ball& result) {
             result = {square_root(square), {}, 2 * a.error + 4 * kRound * a.magnitude()};
             return Status::ok;
         }
-        case Function::floor: case Function::ceil: return rounded(function, a, result);
+        case Function::floor:
+        case Function::ceil: return rounded(function, a, result);
         case Function::real_part: result = {a.real, {}, a.error}; return Status::ok;
         case Function::imaginary_part: result = {a.imaginary, {}, a.error}; return Status::ok;
         case Function::conjugate: result = {a.real, -a.imaginary, a.error}; return Status::ok;
@@ -293,8 +303,8 @@ bool is_lost(const Ball& small, const Ball& large) {
 }
 
 Order compare_equal(const Ball& a, const Ball& b) {
-    const double distance = std::max(std::abs((a.real - b.real).high),
-                                     std::abs((a.imaginary - b.imaginary).high));
+    const double distance =
+        std::max(std::abs((a.real - b.real).high), std::abs((a.imaginary - b.imaginary).high));
     const double error = 2 * (a.error + b.error);
     if (distance > error) return Order::above;
     const double scale = std::max(1.0, std::max(a.magnitude(), b.magnitude()));

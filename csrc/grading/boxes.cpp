@@ -32,8 +32,8 @@ size_t bare_number(std::string_view text) {
     size_t size = !text.empty() && text[0] == '-' ? 1 : 0;
     if (!digit_at(size)) return 0;
     const std::string_view joints = "./,";
-    while (digit_at(size) || (size < text.size() && digit_at(size + 1) &&
-                              joints.find(text[size]) != kNone))
+    while (digit_at(size) ||
+           (size < text.size() && digit_at(size + 1) && joints.find(text[size]) != kNone))
         ++size;
     if (size == text.size()) return size;
     const std::string_view ends = " \t\r\n$.,;:)]}*<\"'";
@@ -117,8 +117,8 @@ bool joins(std::string_view gap) {
     while (!gap.empty()) {
         size_t size = 0;
         for (const std::string_view part :
-             {" ", "\n", "\t", "\r", ",", ";", "$", "\\(", "\\)", "\\[", "\\]", "\\,", "\\quad",
-              "\\qquad", "\\ ", "\\;", "\\text{", "}", "and", "or", "&", "*"})
+             {" ",   "\n",     "\t",      "\r",  ",",   ";",       "$", "\\(", "\\)", "\\[", "\\]",
+              "\\,", "\\quad", "\\qquad", "\\ ", "\\;", "\\text{", "}", "and", "or",  "&",   "*"})
             if (starts(gap, part)) size = std::max(size, part.size());
         if (size == 0) return false;
         gap.remove_prefix(size);

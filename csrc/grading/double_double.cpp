@@ -92,7 +92,8 @@ DoubleDouble exponential(DoubleDouble a) {
     }
     for (int i = 0; i < 9; ++i) sum = times(sum, 2) + sum * sum;
     const DoubleDouble result = sum + DoubleDouble{1, 0};
-    return {std::ldexp(result.high, static_cast<int>(k)), std::ldexp(result.low, static_cast<int>(k))};
+    return {std::ldexp(result.high, static_cast<int>(k)),
+            std::ldexp(result.low, static_cast<int>(k))};
 }
 
 DoubleDouble logarithm(DoubleDouble a) {

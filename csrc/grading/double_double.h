@@ -1,10 +1,10 @@
 // Real numbers of 106 bits as the sum of two doubles, and the elementary functions on them.
 //
-// Addition, product and quotient follow Dekker (1971) and Knuth's two-sum as in Hida, Li and Bailey's
-// "Quad-double arithmetic" (2001). No fused multiply-add is used, so that the bits are the same on
-// any machine. `kRound` bounds the relative error of an arithmetic operation and of a square root,
-// `kFunctionRound` that of a function whose argument is exact, relative to the result or absolute
-// where the result lies below 1.
+// Addition, product and quotient follow Dekker (1971) and Knuth's two-sum as in Hida, Li and
+// Bailey's "Quad-double arithmetic" (2001). No fused multiply-add is used, so that the bits are the
+// same on any machine. `kRound` bounds the relative error of an arithmetic operation and of a
+// square root, `kFunctionRound` that of a function whose argument is exact, relative to the result
+// or absolute where the result lies below 1.
 #pragma once
 
 namespace fastrl::grading {

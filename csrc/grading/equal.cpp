@@ -40,10 +40,14 @@ Stripped strip(Ref ref) {
     Stripped found;
     for (;;) {
         const Node& node = *ref;
-        if (node.kind == Kind::measured) found.unit = ref.tree->units[node.value];
-        else if (node.kind == Kind::degrees) found.unit = {{kDegreeUnit, 1}};
-        else if (node.kind == Kind::percent) found.percent = true;
-        else break;
+        if (node.kind == Kind::measured)
+            found.unit = ref.tree->units[node.value];
+        else if (node.kind == Kind::degrees)
+            found.unit = {{kDegreeUnit, 1}};
+        else if (node.kind == Kind::percent)
+            found.percent = true;
+        else
+            break;
         ref = ref.child(0);
     }
     found.value = ref;
@@ -58,9 +62,12 @@ bool is_listed(const Ref& ref) {
 
 bool is_region(const Ref& ref) {
     switch (ref->kind) {
-        case Kind::interval: case Kind::union_of: case Kind::intersection: case Kind::difference:
-        case Kind::number_set: case Kind::member:
-            return true;
+        case Kind::interval:
+        case Kind::union_of:
+        case Kind::intersection:
+        case Kind::difference:
+        case Kind::number_set:
+        case Kind::member: return true;
         case Kind::relation: return !is_equation(ref);
         default: return false;
     }
@@ -134,7 +141,8 @@ Match Comparer::parts(const Ref& gold, const Ref& answer) {
     if (is_listed(gold) || is_listed(answer)) {
         const Refs golds = members_of(gold), answers = members_of(answer);
         const bool both = is_listed(gold) && is_listed(answer);
-        if (!both && (g == Kind::tuple || a == Kind::tuple) && (g == Kind::list || a == Kind::list)) {
+        if (!both && (g == Kind::tuple || a == Kind::tuple) &&
+            (g == Kind::list || a == Kind::list)) {
             const Refs& listed = g == Kind::tuple ? answers : golds;
             if (has_names(listed) && !names_ascend(listed)) return Match::no;
             return g == Kind::tuple ? in_order(children_of(gold), answers)
@@ -146,8 +154,8 @@ Match Comparer::parts(const Ref& gold, const Ref& answer) {
             if (names_differ(named)) return in_order(golds, answers);
         }
         if (!both && golds.size() == 1 && answers.size() == 1) return equal(golds[0], answers[0]);
-        const bool as_sets = g == Kind::set || a == Kind::set || has_open_sign(gold) ||
-                             has_open_sign(answer);
+        const bool as_sets =
+            g == Kind::set || a == Kind::set || has_open_sign(gold) || has_open_sign(answer);
         if (both || has_open_sign(gold) || has_open_sign(answer))
             return in_any_order(golds, answers, as_sets);
         return Match::no;
@@ -193,8 +201,8 @@ Match Comparer::regions(const Ref& gold, const Ref& answer) {
     if (!same_kind) return Match::no;
     switch (kind) {
         case Kind::number_set: return gold->id == answer->id ? Match::yes : Match::no;
-        case Kind::union_of: case Kind::intersection:
-            return in_any_order(children_of(gold), children_of(answer), false);
+        case Kind::union_of:
+        case Kind::intersection: return in_any_order(children_of(gold), children_of(answer), false);
         case Kind::difference: return in_order(children_of(gold), children_of(answer));
         case Kind::member: return equal(gold.child(1), answer.child(1));
         default: return Match::no;
@@ -252,8 +260,10 @@ Match Comparer::in_any_order(Refs golds, Refs answers, bool as_sets) {
                 if (budget_.over()) return Match::limit;
                 if (match != Match::yes) continue;
                 from[j] = static_cast<int>(queue[at]);
-                if (owner[j] < 0) end = static_cast<int>(j);
-                else queue.push_back(static_cast<size_t>(owner[j]));
+                if (owner[j] < 0)
+                    end = static_cast<int>(j);
+                else
+                    queue.push_back(static_cast<size_t>(owner[j]));
             }
         if (end < 0) return Match::no;
         for (int j = end; j >= 0;) {
@@ -275,7 +285,8 @@ void Comparer::drop_twins(Refs& refs) {
         const uint64_t key = key_of(ref, budget_);
         bool known = false;
         for (size_t i = 0; i < kept.size() && !known && !budget_.over(); ++i)
-            if (key == 0 || keys[i] == 0 || keys[i] == key) known = equal(kept[i], ref) == Match::yes;
+            if (key == 0 || keys[i] == 0 || keys[i] == key)
+                known = equal(kept[i], ref) == Match::yes;
         if (known) continue;
         kept.push_back(ref);
         keys.push_back(key);

@@ -21,7 +21,7 @@ struct Ref {
 // Where the symbols are put: the same symbol at the same place on both sides.
 struct Place {
     enum class Where : uint8_t { constants_only, integers, real } where = Where::constants_only;
-    uint32_t set = 0;  // which of the fixed places
+    uint32_t set = 0;      // which of the fixed places
     bool complex = false;  // values off the real line are welcome
 };
 

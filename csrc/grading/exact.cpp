@@ -54,16 +54,20 @@ Status integer_root(const Integer& integer, int64_t degree, Integer& root, Budge
         Integer middle = Integer::half(Integer::sum(low, high));
         Rational raised;
         if (!middle.is_zero())
-            if (const Status s = power({false, middle, one}, degree, raised, budget); s != Status::ok)
+            if (const Status s = power({false, middle, one}, degree, raised, budget);
+                s != Status::ok)
                 return s;
         const int order = Integer::compare(raised.numerator, integer);
         if (order == 0) {
             root = std::move(middle);
             return Status::ok;
         }
-        if (order < 0) low = Integer::sum(middle, one);
-        else if (middle.is_zero()) break;
-        else high = Integer::difference(middle, one);
+        if (order < 0)
+            low = Integer::sum(middle, one);
+        else if (middle.is_zero())
+            break;
+        else
+            high = Integer::difference(middle, one);
     }
     return Status::unsupported;
 }
@@ -76,28 +80,32 @@ Status exact_root(const Rational& radicand, int64_t degree, Rational& value, Bud
     if (radicand.negative && degree % 2 == 0) return Status::unsupported;
     // a / b need not be reduced: the root of a b^(n-1) / b^n
     if (Integer root; radicand.is_integer()) {
-        if (const Status s = integer_root(radicand.numerator, degree, root, budget); s != Status::ok)
+        if (const Status s = integer_root(radicand.numerator, degree, root, budget);
+            s != Status::ok)
             return s;
         value = {radicand.negative, std::move(root), Integer{1}};
         return Status::ok;
     }
     Rational raised, whole;
-    if (const Status s = power({false, radicand.denominator, Integer{1}}, degree - 1, raised, budget);
+    if (const Status s =
+            power({false, radicand.denominator, Integer{1}}, degree - 1, raised, budget);
         s != Status::ok)
         return s;
-    if (const Status s = multiply({radicand.negative, radicand.numerator, Integer{1}}, raised, whole,
-                                  budget);
+    if (const Status s =
+            multiply({radicand.negative, radicand.numerator, Integer{1}}, raised, whole, budget);
         s != Status::ok)
         return s;
     Integer root;
-    if (const Status s = integer_root(whole.numerator, degree, root, budget); s != Status::ok) return s;
+    if (const Status s = integer_root(whole.numerator, degree, root, budget); s != Status::ok)
+        return s;
     value = {radicand.negative && !root.is_zero(), std::move(root), radicand.denominator};
     return Status::ok;
 }
 
 namespace {
 
-Status exact_power(const Rational& base, const Rational& exponent, Rational& value, Budget& budget) {
+Status exact_power(const Rational& base, const Rational& exponent, Rational& value,
+                   Budget& budget) {
     int64_t n;
     if (as_small_integer(exponent, n, budget)) return power(base, n, value, budget);
     Rational top{exponent.negative, exponent.numerator, Integer{1}};
@@ -137,15 +145,18 @@ Status exact_function(Function function, const std::vector<Rational>& a, Rationa
             return Status::ok;
         case Function::floor: return exact_floor(a[0], false, value, budget);
         case Function::ceil: return exact_floor(a[0], true, value, budget);
-        case Function::max: case Function::min:
+        case Function::max:
+        case Function::min:
             value = a[0];
             for (const Rational& other : a) {
                 int order;
-                if (const Status s = compare(other, value, order, budget); s != Status::ok) return s;
+                if (const Status s = compare(other, value, order, budget); s != Status::ok)
+                    return s;
                 if (order == (function == Function::max ? 1 : -1)) value = other;
             }
             return Status::ok;
-        case Function::gcd: case Function::lcm: {
+        case Function::gcd:
+        case Function::lcm: {
             uint64_t found = 0;
             for (const Rational& other : a) {
                 int64_t n;
@@ -202,11 +213,13 @@ Status exact_node(const Ref& ref, const Place& place, Rational& value, Budget& b
                 const Status s = exact(r, place, a, budget);
                 return s == Status::ok ? multiply(value, a, value, budget) : s;
             });
-        case Kind::negative: case Kind::plus_minus: case Kind::minus_plus: {
+        case Kind::negative:
+        case Kind::plus_minus:
+        case Kind::minus_plus: {
             if (node.kind != Kind::negative && ref.sign == 0) return Status::unsupported;
             const Status s = child(0, value);
-            const bool flip = node.kind == Kind::negative ||
-                              (node.kind == Kind::plus_minus) == (ref.sign < 0);
+            const bool flip =
+                node.kind == Kind::negative || (node.kind == Kind::plus_minus) == (ref.sign < 0);
             if (s == Status::ok && flip) value = negated(std::move(value));
             return s;
         }
@@ -218,7 +231,8 @@ Status exact_node(const Ref& ref, const Place& place, Rational& value, Budget& b
             if (s == Status::ok) s = child(1, b);
             return s == Status::ok ? divide(a, b, value, budget) : s;
         }
-        case Kind::power: case Kind::root: {
+        case Kind::power:
+        case Kind::root: {
             Status s = child(0, a);
             if (s == Status::ok) s = child(1, b);
             if (s != Status::ok) return s;
@@ -262,9 +276,8 @@ Status exact_node(const Ref& ref, const Place& place, Rational& value, Budget& b
             const Ref matrix = ref.child(0);
             if (!is_square(*matrix)) return Status::unsupported;
             std::vector<Rational> cells(matrix->count);
-            const Status s = each(matrix, [&](int32_t i, const Ref& r) {
-                return exact(r, place, cells[i], budget);
-            });
+            const Status s = each(
+                matrix, [&](int32_t i, const Ref& r) { return exact(r, place, cells[i], budget); });
             if (s != Status::ok) return s;
             return determinant(
                 cells, first_columns(matrix->value), 0, matrix->value, small(0), small(1), value,

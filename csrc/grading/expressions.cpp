@@ -92,7 +92,8 @@ bool has_large_constant(const Ref& ref, Budget& budget) {
 
 int infinite(const Ref& ref) {
     const Node& node = *ref;
-    if (node.kind == Kind::constant && node.id == static_cast<uint8_t>(Constant::infinity)) return 1;
+    if (node.kind == Kind::constant && node.id == static_cast<uint8_t>(Constant::infinity))
+        return 1;
     return node.kind == Kind::negative ? -infinite(ref.child(0)) : 0;
 }
 
@@ -105,10 +106,10 @@ Match Comparer::expressions(const Ref& gold, const Ref& answer) {
         return a && a == b ? Match::yes : Match::no;
     }
     if (flags & kHasUnreadable) return Match::no;
-    const Match match = !(flags & kHasSymbol)     ? constants(gold, answer)
-                        : flags & kHasFactorial   ? at_integers(gold, answer)
-                        : flags & kIsIrrational   ? at_reals(gold, answer)
-                                                  : rational_functions(gold, answer);
+    const Match match = !(flags & kHasSymbol)   ? constants(gold, answer)
+                        : flags & kHasFactorial ? at_integers(gold, answer)
+                        : flags & kIsIrrational ? at_reals(gold, answer)
+                                                : rational_functions(gold, answer);
     // too large to evaluate, but written alike
     return match == Match::limit && is_same_tree(gold, answer) ? Match::yes : match;
 }
@@ -177,7 +178,8 @@ Match Comparer::rational_functions(const Ref& gold, const Ref& answer) {
         if (s == Status::unsupported) return at_reals(gold, answer);
         if (a != b) return Match::no;
     }
-    // a multiple of both primes, which a reader of this file could write, is no zero on the real line
+    // a multiple of both primes, which a reader of this file could write, is no zero on the real
+    // line
     const Place place{Place::Where::real, 0, false};
     Ball x, y;
     Status s = approximate(gold, place, x, budget_);
@@ -185,7 +187,7 @@ Match Comparer::rational_functions(const Ref& gold, const Ref& answer) {
     if (budget_.over()) return Match::limit;
     if (s == Status::ok) return compare_equal(x, y) == Order::above ? Match::no : Match::yes;
     return has_large_constant(gold, budget_) || has_large_constant(answer, budget_) ? Match::limit
-                                                                                  : Match::yes;
+                                                                                    : Match::yes;
 }
 
 // With factorials and binomials: at positive integers.
@@ -244,8 +246,10 @@ Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
         }
         if (valid < kAtLeast) continue;
         // floor and ceiling differ at integers only
-        const bool steps = (flags & kIsPiecewise) && place.where == Place::Where::real && !place.complex;
-        return steps && at_integers(gold, answer) == Match::no && !saw_undefined_ ? Match::no : Match::yes;
+        const bool steps =
+            (flags & kIsPiecewise) && place.where == Place::Where::real && !place.complex;
+        return steps && at_integers(gold, answer) == Match::no && !saw_undefined_ ? Match::no
+                                                                                  : Match::yes;
     }
     return limit ? Match::limit : undefined();
 }

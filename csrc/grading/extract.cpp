@@ -70,8 +70,11 @@ bool take_last_number(std::string_view region, Found& found) {
     size_t begin = end - 1;
     while (begin > 0) {
         const char c = region[begin - 1];
-        const bool joint = (c == '.' || c == ',' || c == '/') && begin > 1 && is_digit(region[begin - 2]);
-        if (!is_digit(c) && !joint && !(c == '.' && !(begin > 1 && is_alphanumeric(region[begin - 2])))) break;
+        const bool joint =
+            (c == '.' || c == ',' || c == '/') && begin > 1 && is_digit(region[begin - 2]);
+        if (!is_digit(c) && !joint &&
+            !(c == '.' && !(begin > 1 && is_alphanumeric(region[begin - 2]))))
+            break;
         --begin;
     }
     // \frac{1}{2}
@@ -172,14 +175,14 @@ void take_choice(std::string_view region, Found& found) {
         const size_t line = region.find_last_of('\n');
         const auto last = trim(line == kNone ? region : region.substr(line + 1));
         size_t size;
-        if (option_letter(last, size) &&
-            last.find_first_not_of(" )*_.}$]", size) == kNone)
+        if (option_letter(last, size) && last.find_first_not_of(" )*_.}$]", size) == kNone)
             candidates.push_back(last.substr(size - 1, 1));
     }
     if (candidates.empty()) {
         // the only option that is named in brackets
         for (size_t at = region.find('('); at != kNone; at = region.find('(', at + 1)) {
-            if (at + 2 >= region.size() || !is_upper(region[at + 1]) || region[at + 2] != ')') continue;
+            if (at + 2 >= region.size() || !is_upper(region[at + 1]) || region[at + 2] != ')')
+                continue;
             const auto letter = region.substr(at + 1, 1);
             if (!candidates.empty() && candidates[0] != letter) return;
             candidates = {letter};
@@ -249,7 +252,8 @@ char option_letter(std::string_view text, size_t& size) {
                        text.find_first_not_of(" \t\r\n)]}$*_.", at + 1) == std::string_view::npos;
     if (at >= text.size() || !(is_upper(text[at]) || ((bracket || alone) && is_lower(text[at]))))
         return 0;
-    if (at + 1 < text.size() && (is_alphanumeric(text[at + 1]) || text[at + 1] == '\'' || text[at + 1] == '_'))
+    if (at + 1 < text.size() &&
+        (is_alphanumeric(text[at + 1]) || text[at + 1] == '\'' || text[at + 1] == '_'))
         return 0;
     size = at + 1;
     return text[at];

@@ -24,11 +24,11 @@ enum class Reason : uint8_t {
 };
 
 struct Found {
-    Reason reason = Reason::no_answer;       // `wrong` where there is an answer to compare
-    std::string_view answer;                 // without the white space around it
-    std::vector<std::string_view> joined;    // boxes side by side that end with the answer
-    std::vector<std::string_view> values;    // every value given, the answer included
-    size_t most_values = 3;                  // different ones that may be given
+    Reason reason = Reason::no_answer;     // `wrong` where there is an answer to compare
+    std::string_view answer;               // without the white space around it
+    std::vector<std::string_view> joined;  // boxes side by side that end with the answer
+    std::vector<std::string_view> values;  // every value given, the answer included
+    size_t most_values = 3;                // different ones that may be given
 
     void clear();
 };

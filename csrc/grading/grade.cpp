@@ -16,8 +16,8 @@ struct Scratch {
     Answer answer;
 };
 
-// Whether more than the allowed number of different values is given. Each is read once, and what all
-// the comparisons cost comes out of one budget.
+// Whether more than the allowed number of different values is given. Each is read once, and what
+// all the comparisons cost comes out of one budget.
 bool is_shotgun(const Found& found, const Options& options) {
     const auto& values = found.values;
     if (values.size() <= found.most_values) return false;
@@ -50,8 +50,10 @@ Reason compare(std::string_view text, const std::vector<const Gold*>& golds, con
         if (!gold->is_readable()) continue;
         const Match match = gold->equals(text, scratch.answer, options.budget_ops, options.rules);
         if (match == Match::yes) return Reason::correct;
-        if (match == Match::limit) reason = Reason::limit;
-        else if (reason == Reason::wrong && gold->is_hedged(scratch.answer)) reason = Reason::hedge;
+        if (match == Match::limit)
+            reason = Reason::limit;
+        else if (reason == Reason::wrong && gold->is_hedged(scratch.answer))
+            reason = Reason::hedge;
     }
     return reason;
 }
@@ -75,7 +77,8 @@ Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& g
     verdict.reason = found.reason;
     const bool has_answer = !found.answer.empty();
     if (has_answer)
-        set_span(verdict, completion, found.answer.data(), found.answer.data() + found.answer.size());
+        set_span(verdict, completion, found.answer.data(),
+                 found.answer.data() + found.answer.size());
     if (std::none_of(golds.begin(), golds.end(), [](const Gold* g) { return g->is_readable(); })) {
         verdict.reason = Reason::gold_empty;
         return verdict;
@@ -90,15 +93,18 @@ Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& g
         for (const Gold* gold : golds) {
             size_t gold_size;
             const char wanted = option_letter(gold->source(), gold_size);
-            if (letter && wanted && lower(letter) == lower(wanted)) verdict.reason = Reason::correct;
+            if (letter && wanted && lower(letter) == lower(wanted))
+                verdict.reason = Reason::correct;
         }
         if (letter) {
-            if (!options.last_of_many && is_shotgun(found, options)) verdict.reason = Reason::shotgun;
+            if (!options.last_of_many && is_shotgun(found, options))
+                verdict.reason = Reason::shotgun;
             return verdict;
         }
     }
-    const bool listed = found.joined.size() > 1 &&
-                        std::any_of(golds.begin(), golds.end(), [](const Gold* gold) { return gold->is_listed(); });
+    const bool listed =
+        found.joined.size() > 1 &&
+        std::any_of(golds.begin(), golds.end(), [](const Gold* gold) { return gold->is_listed(); });
     if (listed) {
         for (const auto part : found.joined) {
             if (!verdict.joined.empty()) verdict.joined += ", ";
@@ -107,7 +113,8 @@ Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& g
         const auto last = found.joined.back();
         set_span(verdict, completion, found.joined.front().data(), last.data() + last.size());
         // they are one value
-        const size_t others = found.values.size() - std::min(found.values.size(), found.joined.size());
+        const size_t others =
+            found.values.size() - std::min(found.values.size(), found.joined.size());
         found.values.resize(others);
         found.values.push_back(verdict.joined);
     }
@@ -120,7 +127,8 @@ Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& g
         if (verdict.reason == Reason::correct) return verdict;
         // or the last box says it all again
         verdict.joined.clear();
-        set_span(verdict, completion, found.answer.data(), found.answer.data() + found.answer.size());
+        set_span(verdict, completion, found.answer.data(),
+                 found.answer.data() + found.answer.size());
     }
     verdict.reason = compare(found.answer, golds, options, scratch);
     return verdict;

@@ -9,7 +9,8 @@ namespace {
 constexpr size_t kMostPieces = 128;
 
 int infinite_sign(const Ref& ref) {
-    if (ref->kind == Kind::constant && ref->id == static_cast<uint8_t>(Constant::infinity)) return 1;
+    if (ref->kind == Kind::constant && ref->id == static_cast<uint8_t>(Constant::infinity))
+        return 1;
     return ref->kind == Kind::negative ? -infinite_sign(ref.child(0)) : 0;
 }
 
@@ -50,7 +51,8 @@ bool RealSet::endpoint(const Ref& ref, Endpoint& end) const {
         end = infinite(sign);
         return true;
     }
-    if (ref->kind >= Kind::list || (ref->flags & (kHasSymbol | kHasSign | kHasUnreadable))) return false;
+    if (ref->kind >= Kind::list || (ref->flags & (kHasSymbol | kHasSign | kHasUnreadable)))
+        return false;
     end.is_exact = exact(ref, {}, end.exact, *budget_) == Status::ok;
     if (end.is_exact) {
         end.value = ball(end.exact);
@@ -75,10 +77,12 @@ bool RealSet::read_node(const Ref& ref) {
         case Kind::number_set:
             if (ref->id != 'R') return false;
             return add({infinite(-1), infinite(1), false, false});
-        case Kind::interval: case Kind::tuple: {
+        case Kind::interval:
+        case Kind::tuple: {
             if (ref->count != 2) return false;
             Piece piece;
-            if (!endpoint(ref.child(0), piece.low) || !endpoint(ref.child(1), piece.high)) return false;
+            if (!endpoint(ref.child(0), piece.low) || !endpoint(ref.child(1), piece.high))
+                return false;
             piece.low_closed = ref->kind == Kind::interval && (ref->id & kLeftClosed);
             piece.high_closed = ref->kind == Kind::interval && (ref->id & kRightClosed);
             return add(std::move(piece));
@@ -92,7 +96,8 @@ bool RealSet::read_node(const Ref& ref) {
             }
             return normalize();
         }
-        case Kind::union_of: case Kind::list:
+        case Kind::union_of:
+        case Kind::list:
             for (const Ref& part : children_of(ref)) {
                 RealSet other;
                 if (!read(part, *budget_, other) || !take_name(other.name_)) return false;
@@ -130,7 +135,8 @@ bool RealSet::read_relation(const Ref& ref) {
     for (size_t i = 0; i + 1 < members.size(); ++i) {
         RealSet part;
         part.budget_ = budget_;
-        if (!part.read_pair(members[i], relation_after(ref, static_cast<int32_t>(i)), members[i + 1]))
+        if (!part.read_pair(members[i], relation_after(ref, static_cast<int32_t>(i)),
+                            members[i + 1]))
             return false;
         if (i == 0) {
             pieces_ = part.pieces_;
@@ -152,7 +158,8 @@ bool RealSet::solve(const Ref& left, const Ref& right, Endpoint& root, bool& fal
         falling = true;
         return endpoint(left, root);
     }
-    if ((left->flags | right->flags) & (kIsIrrational | kHasFactorial | kHasUnreadable)) return false;
+    if ((left->flags | right->flags) & (kIsIrrational | kHasFactorial | kHasUnreadable))
+        return false;
     constexpr int kPoints = 4;
     Rational x[kPoints], y[kPoints];
     uint32_t set = 0;
@@ -211,7 +218,8 @@ bool RealSet::read_pair(const Ref& left, Relation relation, const Ref& right) {
     if (!solve(left, right, root, falling)) return false;
     switch (relation) {
         case Relation::equal: return !root.infinite && add({root, root, true, true});
-        case Relation::not_equal: return !root.infinite && add({root, root, true, true}) && complement();
+        case Relation::not_equal:
+            return !root.infinite && add({root, root, true, true}) && complement();
         default: break;
     }
     const bool greater = relation == Relation::greater || relation == Relation::greater_equal;
@@ -238,7 +246,8 @@ bool RealSet::normalize() {
             Piece& last = joined.back();
             const Order gap = order_of(last.high, piece.low, *budget_);
             clear = clear && gap != Order::unclear;
-            if (gap == Order::above || (gap == Order::equal && (last.high_closed || piece.low_closed))) {
+            if (gap == Order::above ||
+                (gap == Order::equal && (last.high_closed || piece.low_closed))) {
                 const Order end = order_of(last.high, piece.high, *budget_);
                 clear = clear && end != Order::unclear;
                 if (end == Order::below) {
@@ -262,7 +271,8 @@ bool RealSet::complement() {
     Endpoint from = infinite(-1);
     bool from_closed = false;
     for (const Piece& piece : pieces_) {
-        if (piece.low.infinite == 0) gaps.push_back({from, piece.low, from_closed, !piece.low_closed});
+        if (piece.low.infinite == 0)
+            gaps.push_back({from, piece.low, from_closed, !piece.low_closed});
         from = piece.high;
         from_closed = !piece.high_closed;
     }
@@ -271,7 +281,8 @@ bool RealSet::complement() {
     for (Piece& gap : gaps) {
         const Order order = order_of(gap.low, gap.high, *budget_);
         if (order == Order::unclear) return false;
-        if (order == Order::below || (gap.low_closed && gap.high_closed)) pieces_.push_back(std::move(gap));
+        if (order == Order::below || (gap.low_closed && gap.high_closed))
+            pieces_.push_back(std::move(gap));
     }
     return true;
 }
@@ -281,7 +292,8 @@ bool RealSet::intersect(const RealSet& other) {
     std::vector<Piece> common;
     for (const Piece& a : pieces_)
         for (const Piece& b : other.pieces_) {
-            const Order low = order_of(a.low, b.low, *budget_), high = order_of(a.high, b.high, *budget_);
+            const Order low = order_of(a.low, b.low, *budget_),
+                        high = order_of(a.high, b.high, *budget_);
             if (low == Order::unclear || high == Order::unclear) return false;
             Piece piece;
             piece.low = low == Order::below ? b.low : a.low;

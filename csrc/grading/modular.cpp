@@ -5,7 +5,8 @@ namespace fastrl::grading {
 uint64_t multiply(uint64_t a, uint64_t b, uint64_t prime) {
     const auto product = static_cast<unsigned __int128>(a) * b;
     if (prime != kPrime) return static_cast<uint64_t>(product % prime);
-    const uint64_t folded = static_cast<uint64_t>(product & kPrime) + static_cast<uint64_t>(product >> 61);
+    const uint64_t folded =
+        static_cast<uint64_t>(product & kPrime) + static_cast<uint64_t>(product >> 61);
     return folded >= kPrime ? folded - kPrime : folded;
 }
 
@@ -49,26 +50,31 @@ Status modular_node(const Ref& ref, uint64_t prime, uint32_t set, uint64_t& valu
     };
     uint64_t a, b;
     switch (node.kind) {
-        case Kind::number: return reduced(ref.tree->numbers[node.value].value, prime, value, budget);
+        case Kind::number:
+            return reduced(ref.tree->numbers[node.value].value, prime, value, budget);
         case Kind::symbol: value = mixed(node.name + set) % prime; return Status::ok;
         case Kind::constant:
             if (!is(node, Constant::pi) && !is(node, Constant::e)) return Status::unsupported;
             value = mixed(hash_text(is(node, Constant::pi) ? "\\pi" : "\\e") + set) % prime;
             return Status::ok;
-        case Kind::sum: case Kind::product: {
+        case Kind::sum:
+        case Kind::product: {
             const bool is_sum = node.kind == Kind::sum;
             value = is_sum ? 0 : 1;
             return each(ref, [&](int32_t, const Ref& r) {
                 const Status s = modular(r, prime, set, a, budget);
-                if (s == Status::ok) value = is_sum ? sum(value, a, prime) : multiply(value, a, prime);
+                if (s == Status::ok)
+                    value = is_sum ? sum(value, a, prime) : multiply(value, a, prime);
                 return s;
             });
         }
-        case Kind::negative: case Kind::plus_minus: case Kind::minus_plus: {
+        case Kind::negative:
+        case Kind::plus_minus:
+        case Kind::minus_plus: {
             if (node.kind != Kind::negative && ref.sign == 0) return Status::unsupported;
             const Status s = child(0, a);
-            const bool flip = node.kind == Kind::negative ||
-                              (node.kind == Kind::plus_minus) == (ref.sign < 0);
+            const bool flip =
+                node.kind == Kind::negative || (node.kind == Kind::plus_minus) == (ref.sign < 0);
             if (s == Status::ok) value = flip ? negative(a, prime) : a;
             return s;
         }
@@ -104,7 +110,10 @@ Status modular_node(const Ref& ref, uint64_t prime, uint32_t set, uint64_t& valu
             return s;
         }
         case Kind::degrees: return child(0, value);
-        case Kind::factorial: case Kind::binomial: case Kind::root: case Kind::function: {
+        case Kind::factorial:
+        case Kind::binomial:
+        case Kind::root:
+        case Kind::function: {
             Rational constant;
             const Status s = exact(ref, {}, constant, budget);
             return s == Status::ok ? reduced(constant, prime, value, budget) : s;

@@ -134,9 +134,10 @@ PyObject* to_python(const Verdict& verdict, std::string_view completion, PyTypeO
     PyObject* grade = owned(type->tp_alloc(type, 4));
     const bool found = verdict.begin >= 0;
     const auto answer = !verdict.joined.empty() ? std::string_view(verdict.joined)
-                        : found ? completion.substr(static_cast<size_t>(verdict.begin),
-                                                    static_cast<size_t>(verdict.end - verdict.begin))
-                                : std::string_view();
+                        : found
+                            ? completion.substr(static_cast<size_t>(verdict.begin),
+                                                static_cast<size_t>(verdict.end - verdict.begin))
+                            : std::string_view();
     PyObject* correct = verdict.reason == Reason::gold_empty ? Py_None
                         : verdict.reason == Reason::correct  ? Py_True
                                                              : Py_False;
@@ -173,8 +174,8 @@ py::list grade(const py::object& completions, const py::object& offsets, const p
         buffer = py::cast<py::buffer>(completions).request();
         read_packed(buffer, py::cast<Offsets>(offsets), texts);
     }
-    const py::object fast = py::reinterpret_steal<py::object>(
-        PySequence_Fast(golds.ptr(), "golds are a sequence"));
+    const py::object fast =
+        py::reinterpret_steal<py::object>(PySequence_Fast(golds.ptr(), "golds are a sequence"));
     if (!fast) throw py::error_already_set();
     const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
     if (count != texts.views.size())
@@ -210,9 +211,8 @@ void bind(py::module_& m) {
         .def_property_readonly("problem", &Gold::problem)
         .def_property_readonly("kind", &Gold::kind)
         .def_property_readonly("text", [](const Gold& gold) {
-            return py::reinterpret_steal<py::str>(
-                PyUnicode_DecodeUTF8(gold.source().data(),
-                                     static_cast<Py_ssize_t>(gold.source().size()), "replace"));
+            return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
+                gold.source().data(), static_cast<Py_ssize_t>(gold.source().size()), "replace"));
         });
     m.def("grade", &grade);
 }

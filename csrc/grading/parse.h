@@ -28,8 +28,8 @@ private:
     int bars_ = 0;      // open |
     int builders_ = 0;  // open \{, in which | and : are "such that"
     int brackets_ = 0;
-    int groups_ = 0;          // open braces
-    size_t value_start_ = 0;  // the token after an element's sign or equals sign
+    int groups_ = 0;            // open braces
+    size_t value_start_ = 0;    // the token after an element's sign or equals sign
     size_t element_start_ = 0;  // nodes before the element
     Reading reading_ = Reading::ok;
 

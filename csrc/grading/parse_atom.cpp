@@ -87,8 +87,9 @@ int32_t Parser::number_atom() {
         const size_t before = text.digits.size() - text.repeating;
         const Integer head = Integer::from_digits(std::string_view(text.digits).substr(0, before));
         value.numerator = Integer::difference(value.numerator, head);
-        value.denominator = Integer::difference(
-            Integer::power_of_ten(text.decimals), Integer::power_of_ten(text.decimals - text.repeating));
+        value.denominator =
+            Integer::difference(Integer::power_of_ten(text.decimals),
+                                Integer::power_of_ten(text.decimals - text.repeating));
         return number({std::move(value)});
     }
     if (places > 0) value.denominator = Integer::power_of_ten(static_cast<size_t>(places));
@@ -216,8 +217,7 @@ int32_t Parser::absolute_value() {
     if (inside < 0) return -1;
     if (!eat(Tok::bar)) return fail();
     if (tree_.at(inside).kind == Kind::matrix) return expression(Kind::determinant, {inside});
-    return expression(Kind::function, {inside}, id(Function::abs),
-                      kIsIrrational | kIsPiecewise);
+    return expression(Kind::function, {inside}, id(Function::abs), kIsIrrational | kIsPiecewise);
 }
 
 // An argument of \frac or \sqrt: a group, or the next digit or letter alone.
@@ -307,8 +307,8 @@ int32_t Parser::function() {
                       tree_.at(power).kind == Kind::number ? 0 : kIsIrrational);
 }
 
-// \sin 2x, \ln x, \cos\pi/6: the product that follows, up to a sign, a product sign, a function or a
-// bracket; a slash belongs to it only between numbers and pi.
+// \sin 2x, \ln x, \cos\pi/6: the product that follows, up to a sign, a product sign, a function or
+// a bracket; a slash belongs to it only between numbers and pi.
 int32_t Parser::function_argument() {
     bool negative = false;
     while (is(Tok::minus) || is(Tok::plus)) {

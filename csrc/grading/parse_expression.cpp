@@ -60,7 +60,8 @@ int32_t Parser::with_sign(Kind sign, int32_t node) {
         opposite.value = negated(std::move(opposite.value));
         return number(std::move(opposite));
     }
-    if (sign == Kind::negative && outer.kind == Kind::matrix) return scaled({integer(1)}, node, true);
+    if (sign == Kind::negative && outer.kind == Kind::matrix)
+        return scaled({integer(1)}, node, true);
     const uint16_t flags = sign == Kind::negative ? 0 : kHasSign;
     if (outer.kind != Kind::percent && outer.kind != Kind::degrees && outer.kind != Kind::measured)
         return expression(sign, {node}, 0, flags);
@@ -80,11 +81,16 @@ int32_t Parser::additive() {
         bool negative = false, any = false;
         Kind sign = Kind::sum;
         for (;; any = true) {
-            if (eat(Tok::minus)) negative = !negative;
-            else if (eat(Tok::plus)) continue;
-            else if (sign == Kind::sum && eat(Tok::plus_minus)) sign = Kind::plus_minus;
-            else if (sign == Kind::sum && eat(Tok::minus_plus)) sign = Kind::minus_plus;
-            else break;
+            if (eat(Tok::minus))
+                negative = !negative;
+            else if (eat(Tok::plus))
+                continue;
+            else if (sign == Kind::sum && eat(Tok::plus_minus))
+                sign = Kind::plus_minus;
+            else if (sign == Kind::sum && eat(Tok::minus_plus))
+                sign = Kind::minus_plus;
+            else
+                break;
         }
         if (!first && !any) break;
         int32_t node = term();
@@ -109,9 +115,15 @@ int32_t Parser::additive() {
 
 bool Parser::starts_factor() const {
     switch (now().kind) {
-        case Tok::symbol: case Tok::constant: case Tok::function: case Tok::group_open:
-        case Tok::frac: case Tok::binomial: case Tok::root: case Tok::overline: case Tok::begin:
-            return true;
+        case Tok::symbol:
+        case Tok::constant:
+        case Tok::function:
+        case Tok::group_open:
+        case Tok::frac:
+        case Tok::binomial:
+        case Tok::root:
+        case Tok::overline:
+        case Tok::begin: return true;
         case Tok::open:  // [2, 5[ is an interval
             return now().id == '[' ? brackets_ == 0 : now().id != '{' && now().id != '<';
         case Tok::bar: return bars_ == 0 && builders_ == 0;
@@ -131,8 +143,8 @@ int32_t Parser::term() {
     std::vector<int32_t> factors{factor()};
     if (factors[0] < 0) return -1;
     if (at_ == begin + 1 && is_plain_integer(factors[0]) && !mixed_number(factors)) return -1;
-    const bool lone_number = begin == value_start_ && at_ == begin + 1 &&
-                             tree_.at(factors[0]).kind == Kind::number;
+    const bool lone_number =
+        begin == value_start_ && at_ == begin + 1 && tree_.at(factors[0]).kind == Kind::number;
     for (;;) {
         if (eat(Tok::times)) {
             factors.push_back(signed_factor());
@@ -170,8 +182,8 @@ int32_t Parser::scaled(const std::vector<int32_t>& factors, int32_t matrix, bool
     for (int32_t i = 0; i < node.count; ++i) {
         std::vector<int32_t> parts = factors;
         parts.push_back(tree_.child(node, i));
-        int32_t cell = negative ? with_sign(Kind::negative, parts.back())
-                                : expression(Kind::product, parts);
+        int32_t cell =
+            negative ? with_sign(Kind::negative, parts.back()) : expression(Kind::product, parts);
         if (cell < 0) return -1;
         cells.push_back(cell);
     }
@@ -210,8 +222,7 @@ bool Parser::mixed_number(std::vector<int32_t>& factors) {
         const int32_t part = atom();
         if (part < 0) return false;
         const Node& node = tree_.at(part);
-        if (node.kind == Kind::quotient &&
-            is_proper(tree_.child(node, 0), tree_.child(node, 1)) &&
+        if (node.kind == Kind::quotient && is_proper(tree_.child(node, 0), tree_.child(node, 1)) &&
             !is(Tok::caret))
             factors[0] = expression(Kind::sum, {whole, part});
         else
@@ -233,8 +244,10 @@ bool Parser::mixed_number(std::vector<int32_t>& factors) {
 int32_t Parser::signed_factor() {
     bool negative = false;
     for (;;) {
-        if (eat(Tok::minus)) negative = !negative;
-        else if (!eat(Tok::plus)) break;
+        if (eat(Tok::minus))
+            negative = !negative;
+        else if (!eat(Tok::plus))
+            break;
     }
     const int32_t node = factor();
     return negative && node >= 0 ? expression(Kind::negative, {node}) : node;
@@ -263,10 +276,11 @@ int32_t Parser::postfix(int32_t node) {
         } else if (is(Tok::caret)) {
             const int32_t power = exponent();
             if (power < 0) return -1;
-            const uint16_t irrational = tree_.at(power).kind == Kind::number &&
-                                                tree_.numbers[tree_.at(power).value].value.is_integer()
-                                            ? 0
-                                            : kIsIrrational;
+            const uint16_t irrational =
+                tree_.at(power).kind == Kind::number &&
+                        tree_.numbers[tree_.at(power).value].value.is_integer()
+                    ? 0
+                    : kIsIrrational;
             node = expression(Kind::power, {node, power}, 0, irrational);
         } else {
             break;
@@ -282,8 +296,10 @@ int32_t Parser::exponent() {
     if (deeper.too_deep()) return -1;
     bool negative = false;
     for (;;) {
-        if (eat(Tok::minus)) negative = !negative;
-        else if (!eat(Tok::plus)) break;
+        if (eat(Tok::minus))
+            negative = !negative;
+        else if (!eat(Tok::plus))
+            break;
     }
     int32_t node = is(Tok::function) ? function() : atom();
     if (node >= 0 && is(Tok::caret)) {

@@ -43,9 +43,13 @@ bool Parser::is_connective(const Token& token) const {
 
 bool Parser::ends_element() const {
     switch (now().kind) {
-        case Tok::stop: case Tok::comma: case Tok::semicolon: case Tok::close:
-        case Tok::group_close: case Tok::ampersand: case Tok::row_end:
-            return true;
+        case Tok::stop:
+        case Tok::comma:
+        case Tok::semicolon:
+        case Tok::close:
+        case Tok::group_close:
+        case Tok::ampersand:
+        case Tok::row_end: return true;
         default: return is_connective(now());
     }
 }
@@ -174,16 +178,21 @@ int32_t Parser::text_element() {
     for (; !ends_element() || (is_connective(now()) && at_ == begin); ++at_) {
         std::string part;
         switch (now().kind) {
-            case Tok::word: case Tok::number:
+            case Tok::word:
+            case Tok::number:
                 part = lower_case(text(now()));
                 hedged = hedged || is_hedge(part) || is(Tok::number);
                 break;
-            case Tok::symbol: case Tok::constant: part = text(now()); break;
+            case Tok::symbol:
+            case Tok::constant: part = text(now()); break;
             case Tok::minus:
                 if (ahead(1).kind == Tok::number) words += " -";
                 continue;
             case Tok::slash: words += '/'; continue;
-            case Tok::period: case Tok::bang: case Tok::colon: case Tok::prime: continue;
+            case Tok::period:
+            case Tok::bang:
+            case Tok::colon:
+            case Tok::prime: continue;
             case Tok::relation: {
                 if (now().id != static_cast<uint8_t>(Relation::equal) || count == 0 || hedged)
                     return fail();
@@ -274,9 +283,12 @@ int32_t Parser::set_operation() {
         Kind kind;
         if (is(Tok::cup) || (is(Tok::symbol) && text(now()) == "U" && ahead(1).kind == Tok::open))
             kind = Kind::union_of;
-        else if (is(Tok::cap)) kind = Kind::intersection;
-        else if (is(Tok::set_minus)) kind = Kind::difference;
-        else return node;
+        else if (is(Tok::cap))
+            kind = Kind::intersection;
+        else if (is(Tok::set_minus))
+            kind = Kind::difference;
+        else
+            return node;
         ++at_;
         const int32_t right = ratio();
         if (right < 0) return -1;

@@ -70,8 +70,10 @@ int32_t Parser::french_interval() {
     --brackets_;
     if (high < 0) return -1;
     Node interval{Kind::interval};
-    if (is(Tok::close, ']')) interval.id = kRightClosed;
-    else if (!is(Tok::open, '[')) return fail();
+    if (is(Tok::close, ']'))
+        interval.id = kRightClosed;
+    else if (!is(Tok::open, '['))
+        return fail();
     ++at_;
     return add(interval, {low, high});
 }

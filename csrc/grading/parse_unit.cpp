@@ -97,8 +97,9 @@ bool Parser::unit(Unit& found) {
         if (is(Tok::currency)) name = now().id;
         if (is(Tok::percent) && !any) name = kPercentUnit;
         if (name == 0) break;
-        const bool per_hour = is(Tok::word) && (lower_case(word) == "mph" || lower_case(word) == "kph" ||
-                                                lower_case(word) == "kmh" || lower_case(word) == "kmph");
+        const bool per_hour =
+            is(Tok::word) && (lower_case(word) == "mph" || lower_case(word) == "kph" ||
+                              lower_case(word) == "kmh" || lower_case(word) == "kmph");
         if (per_hour) {
             name = find_unit(lower(word[0]) == 'm' ? "mi" : "km");
             insert(found, find_unit("h"), -sign);
@@ -134,8 +135,10 @@ bool Parser::labels(Unit& found) {
         if ((word.size() == 1 && !find_unit(word)) || unit_power(word) || changes_value(word) ||
             (is_product(word) && !find_unit(word)) || ++count > 3)
             return false;
-        if (const int unit = find_unit(text(now()))) insert(found, unit, 1);
-        else insert(words, word_name(text(now())), 1);
+        if (const int unit = find_unit(text(now())))
+            insert(found, unit, 1);
+        else
+            insert(words, word_name(text(now())), 1);
     }
     if (found.empty()) found = words;
     return count > 0;

@@ -126,8 +126,8 @@ Integer Integer::product(const Integer& a, const Integer& b, Budget& budget) {
     for (size_t i = 0; i < a.size(); ++i) {
         uint64_t carry = 0;
         for (size_t j = 0; j < b.size(); ++j) {
-            const Wide cell = static_cast<Wide>(a.limbs_[i]) * b.limbs_[j] +
-                              result.limbs_[i + j] + carry;
+            const Wide cell =
+                static_cast<Wide>(a.limbs_[i]) * b.limbs_[j] + result.limbs_[i + j] + carry;
             result.limbs_[i + j] = static_cast<uint64_t>(cell % kLimb);
             carry = static_cast<uint64_t>(cell / kLimb);
         }

@@ -30,7 +30,7 @@ public:
 
     static int compare(const Integer& a, const Integer& b);
     static Integer sum(const Integer& a, const Integer& b);
-    static Integer half(const Integer& a);  // rounded down
+    static Integer half(const Integer& a);                          // rounded down
     static Integer difference(const Integer& a, const Integer& b);  // a >= b
     // Zero where the budget does not suffice, which it then says.
     static Integer product(const Integer& a, const Integer& b, Budget& budget);

@@ -39,7 +39,8 @@ bool ascends(const Refs& names) {
 bool is_name(const Ref& ref) {
     const Refs children = children_of(ref);
     switch (ref->kind) {
-        case Kind::symbol: case Kind::texts: return true;
+        case Kind::symbol:
+        case Kind::texts: return true;
         case Kind::tuple: return ascends(children);
         case Kind::product: {
             if (std::all_of(children.begin(), children.end(), [](const Ref& child) {
@@ -48,8 +49,8 @@ bool is_name(const Ref& ref) {
                 return true;
             if (children.size() != 2) return false;
             const Ref& head = children[0];
-            const bool named = is_symbol(head) ||
-                               (head->kind == Kind::power && is_symbol(head.child(0)));
+            const bool named =
+                is_symbol(head) || (head->kind == Kind::power && is_symbol(head.child(0)));
             const Ref& argument = children[1];
             return named && ((argument->flags & kInBrackets) || argument->kind == Kind::tuple) &&
                    (is_symbol(argument) || argument->kind == Kind::tuple ||
@@ -102,8 +103,7 @@ bool Comparer::names_ascend(const Refs& refs) {
 
 bool Comparer::same_name(const Ref& a, const Ref& b) {
     if (a->kind != b->kind) return false;
-    if (a->kind == Kind::texts)
-        return a.tree->texts[a->value] == b.tree->texts[b->value];
+    if (a->kind == Kind::texts) return a.tree->texts[a->value] == b.tree->texts[b->value];
     if (is_symbol(a)) return a->name == b->name;
     return equal(a, b) == Match::yes;
 }
@@ -130,7 +130,8 @@ Match Comparer::tuple_of_names(const Ref& relation, const Ref& list, bool relati
     Ref name, value;
     if ((relation->flags & kHasSign) && relation.sign == 0) {
         const Refs both = members_of(relation), others = members_of(list);
-        return relation_is_gold ? in_any_order(both, others, true) : in_any_order(others, both, true);
+        return relation_is_gold ? in_any_order(both, others, true)
+                                : in_any_order(others, both, true);
     }
     const Refs equations = children_of(list);
     if (!named_value(relation, name, value) || name->kind != Kind::tuple ||
@@ -166,7 +167,8 @@ Match Comparer::value_of_relation(const Ref& relation, const Ref& other, bool re
     if (!named_value(relation, name, value)) {
         // 2 + 3 = 5
         const Refs members = children_of(relation);
-        const bool constant = is_equation(relation) && !(relation->flags & (kHasSymbol | kHasUnreadable));
+        const bool constant =
+            is_equation(relation) && !(relation->flags & (kHasSymbol | kHasUnreadable));
         if (!constant || !all_equal(members, 0)) return Match::no;
         value = members.back();
     }
@@ -201,7 +203,8 @@ Match Comparer::relations(const Ref& gold, const Ref& answer) {
 Match Comparer::inequalities(const Ref& gold, const Ref& answer) {
     if (gold->count != answer->count) return Match::no;
     const int32_t last = gold->count - 1;
-    const bool turned = points_down(relation_after(gold, 0)) != points_down(relation_after(answer, 0));
+    const bool turned =
+        points_down(relation_after(gold, 0)) != points_down(relation_after(answer, 0));
     for (int32_t i = 0; i < last; ++i) {
         const int32_t j = turned ? last - 1 - i : i;
         const Relation given = relation_after(answer, j);
@@ -223,7 +226,8 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
     }
     if (flags & (kHasUnreadable | kHasInfinity)) return Match::no;
     // in a field: f(p) g(q) = f(q) g(p)
-    const auto difference = [&](const Ref (&sides)[2], uint64_t prime, uint32_t set, uint64_t& value) {
+    const auto difference = [&](const Ref(&sides)[2], uint64_t prime, uint32_t set,
+                                uint64_t& value) {
         uint64_t left, right;
         Status s = modular(sides[0], prime, set, left, budget_);
         if (s == Status::ok) s = modular(sides[1], prime, set, right, budget_);
@@ -256,7 +260,8 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
         Ball values[4];
         const Ref refs[4] = {gold[0], gold[1], answer[0], answer[1]};
         s = Status::ok;
-        for (int i = 0; i < 4 && s == Status::ok; ++i) s = approximate(refs[i], place, values[i], budget_);
+        for (int i = 0; i < 4 && s == Status::ok; ++i)
+            s = approximate(refs[i], place, values[i], budget_);
         if (budget_.over()) return Match::limit;
         if (s == Status::unsupported) return Match::no;
         if (s != Status::ok) continue;
@@ -264,10 +269,12 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
             is_lost(values[2], values[3]) || is_lost(values[3], values[2]))
             continue;
         Ball quotient;
-        if (divide(values[0] + -values[1], values[2] + -values[3], quotient) != Status::ok) continue;
+        if (divide(values[0] + -values[1], values[2] + -values[3], quotient) != Status::ok)
+            continue;
         if (positive && !(quotient.real.high > quotient.error)) return Match::no;
         if (!proved && quotient.magnitude() <= quotient.error) return Match::no;
-        if (valid == 0) first = quotient;
+        if (valid == 0)
+            first = quotient;
         else if (const Order order = compare_equal(first, quotient);
                  order == Order::above || (!proved && order != Order::equal))
             return Match::no;

@@ -15,10 +15,12 @@ bool is_beyond_ascii(char c) { return (c & 0x80) != 0; }
 bool is_product_run(std::string_view run) {
     if (run.size() == 2) return !is_short_word(run);
     if (run.size() > 4) return false;
-    return std::all_of(run.begin(), run.end(), [](char c) {
-        return std::string_view("eiou").find(lower(c)) == std::string_view::npos;
-    }) && (run.find_first_of("aA") == std::string_view::npos ||
-           run.find_first_not_of("abcdxyzABCDXYZ") == std::string_view::npos);
+    return std::all_of(run.begin(), run.end(),
+                       [](char c) {
+                           return std::string_view("eiou").find(lower(c)) == std::string_view::npos;
+                       }) &&
+           (run.find_first_of("aA") == std::string_view::npos ||
+            run.find_first_not_of("abcdxyzABCDXYZ") == std::string_view::npos);
 }
 
 }  // namespace
@@ -135,12 +137,12 @@ private:
 
     void punctuation(char c) {
         switch (c) {
-            case '{':
-                braces_.push_back(false);
-                return one(Tok::group_open);
+            case '{': braces_.push_back(false); return one(Tok::group_open);
             case '}': return close_brace();
-            case '(': case '[': return open_bracket(c);
-            case ')': case ']': return close_bracket(c);
+            case '(':
+            case '[': return open_bracket(c);
+            case ')':
+            case ']': return close_bracket(c);
             case '+': return one(Tok::plus);
             case '-':
                 if (in_text() && !is_digit(peek(1)) && previous() == Tok::word) {
@@ -183,9 +185,10 @@ private:
                 return text_.find_first_not_of(" \t\r\n.$}", at_) == std::string_view::npos
                            ? skip(1)
                            : one(Tok::period);
-            case '$': case '~': case '"': case '`':
-                space_ = space_ || c == '~';
-                return skip(1);
+            case '$':
+            case '~':
+            case '"':
+            case '`': space_ = space_ || c == '~'; return skip(1);
             default: return one(Tok::other);
         }
     }
@@ -199,7 +202,8 @@ private:
     }
     bool is_operand_after(size_t ahead) const {
         const char c = peek(ahead);
-        return is_digit(c) || is_letter(c) || c == '(' || c == '{' || c == '-' || c == ' ' || c == '\\';
+        return is_digit(c) || is_letter(c) || c == '(' || c == '{' || c == '-' || c == ' ' ||
+               c == '\\';
     }
 
     void close_brace() {
@@ -243,7 +247,10 @@ private:
             return at + i < text_.size() ? static_cast<unsigned char>(text_[at + i]) : 0u;
         };
         const unsigned first = byte(0);
-        const size_t size = first >= 0xF0 && first < 0xF5 ? 4 : first >= 0xE0 ? 3 : first >= 0xC2 ? 2 : 0;
+        const size_t size = first >= 0xF0 && first < 0xF5 ? 4
+                            : first >= 0xE0               ? 3
+                            : first >= 0xC2               ? 2
+                                                          : 0;
         if (size == 0 || first >= 0xF5) return 0;
         unsigned code = first & (0x7F >> size);
         for (size_t i = 1; i < size; ++i) {
@@ -292,9 +299,12 @@ private:
 
     void letter(size_t at) {
         const char c = text_[at];
-        if (c == 'e') push(Tok::constant, at, at + 1, static_cast<uint8_t>(Constant::e));
-        else if (c == 'i') push(Tok::constant, at, at + 1, static_cast<uint8_t>(Constant::i));
-        else push(Tok::symbol, at, at + 1);
+        if (c == 'e')
+            push(Tok::constant, at, at + 1, static_cast<uint8_t>(Constant::e));
+        else if (c == 'i')
+            push(Tok::constant, at, at + 1, static_cast<uint8_t>(Constant::i));
+        else
+            push(Tok::symbol, at, at + 1);
     }
 
     void push_word(size_t begin, size_t end) { push(Tok::word, begin, end); }
@@ -343,10 +353,17 @@ private:
             case '$': return one(Tok::currency, 2, kDollarUnit);
             case '%': return one(Tok::percent, 2);
             case '|': return one(Tok::bar, 2);
-            case '(': case ')': case '[': case ']': return skip(2);
-            case ',': case ';': case ':': case '!': case ' ': case '>': case '\n':
-                space_ = space_ || c != '!';
-                return skip(2);
+            case '(':
+            case ')':
+            case '[':
+            case ']': return skip(2);
+            case ',':
+            case ';':
+            case ':':
+            case '!':
+            case ' ':
+            case '>':
+            case '\n': space_ = space_ || c != '!'; return skip(2);
             case '-': return skip(2);
             default: return one(Tok::other, std::min<size_t>(2, text_.size() - at_));
         }

@@ -18,14 +18,46 @@ enum class Tok : uint8_t {
     function,  // id: Function
     constant,  // id: Constant
     set,       // id: the letter of \mathbb
-    plus, minus, plus_minus, minus_plus, times, slash, caret, underscore, bang, prime,
-    percent, degree, currency,
-    group_open, group_close,  // braces that LaTeX does not show
-    open, close,              // id: ( [ { < f (floor) c (ceiling)
-    bar, colon, comma, semicolon, ampersand, row_end, period, ellipsis,
+    plus,
+    minus,
+    plus_minus,
+    minus_plus,
+    times,
+    slash,
+    caret,
+    underscore,
+    bang,
+    prime,
+    percent,
+    degree,
+    currency,
+    group_open,
+    group_close,  // braces that LaTeX does not show
+    open,
+    close,  // id: ( [ { < f (floor) c (ceiling)
+    bar,
+    colon,
+    comma,
+    semicolon,
+    ampersand,
+    row_end,
+    period,
+    ellipsis,
     relation,  // id: Relation
-    in, cup, cap, set_minus, such_that,
-    frac, binomial, root, over, choose, overline, begin, end, empty_set,
+    in,
+    cup,
+    cap,
+    set_minus,
+    such_that,
+    frac,
+    binomial,
+    root,
+    over,
+    choose,
+    overline,
+    begin,
+    end,
+    empty_set,
     unevaluated,  // integrals, sums, products, limits
     other,        // what no expression holds
     stop,
@@ -37,14 +69,14 @@ enum class Relation : uint8_t { equal, less, greater, less_equal, greater_equal,
 struct Token {
     Tok kind = Tok::stop;
     uint8_t id = 0;
-    bool space = false;  // white space stands before it
-    bool text = false;   // inside of \text{} or the like
+    bool space = false;           // white space stands before it
+    bool text = false;            // inside of \text{} or the like
     uint32_t begin = 0, end = 0;  // in Tokens::source
     int32_t number = -1;          // in Tokens::numbers
 };
 
 struct Tokens {
-    std::string source;  // with unicode notation written as LaTeX
+    std::string source;         // with unicode notation written as LaTeX
     std::vector<Token> tokens;  // the last is `stop`
     std::vector<NumberText> numbers;
     bool too_deep = false;  // text in text in text
@@ -55,8 +87,8 @@ struct Tokens {
     void clear();
 };
 
-// Reads at most kLongestAnswer bytes, which the caller checks. `lists_only`: a comma is never inside
-// of a number.
+// Reads at most kLongestAnswer bytes, which the caller checks. `lists_only`: a comma is never
+// inside of a number.
 void tokenize(std::string_view text, bool lists_only, Tokens& out);
 
 // The text without white space and layout, for comparing what cannot be read.

@@ -36,7 +36,9 @@ enum class Kind : uint8_t {
     set,       // children, in no order
     tuple,     // children
     interval,  // two children; id: kLeftClosed | kRightClosed
-    union_of, intersection, difference,
+    union_of,
+    intersection,
+    difference,
     number_set,  // id: the letter of \mathbb; R is the real line
     matrix,      // children by rows; value: columns
     relation,    // children; the relations between them in Tree::relations from `value`
@@ -53,7 +55,7 @@ constexpr uint8_t kApplied = 1;
 
 enum Flag : uint16_t {
     kHasSymbol = 1,
-    kHasSign = 2,        // a plus_minus
+    kHasSign = 2,  // a plus_minus
     kHasImaginary = 4,
     kHasDecimal = 8,
     kHasDegrees = 16,
@@ -63,7 +65,7 @@ enum Flag : uint16_t {
     kInBrackets = 256,     // of this node itself
     kWasGrouped = 512,     // of this node itself: 1,234 may be a list
     kHasInfinity = 1024,
-    kIsPiecewise = 2048,   // |x|, max, floor, roots, arcsin: not one formula on the whole line
+    kIsPiecewise = 2048,  // |x|, max, floor, roots, arcsin: not one formula on the whole line
 };
 constexpr uint16_t kInherited = kHasSymbol | kHasSign | kHasImaginary | kHasDecimal | kHasDegrees |
                                 kIsIrrational | kHasFactorial | kHasUnreadable | kHasInfinity |
@@ -86,7 +88,8 @@ struct Number {
 };
 
 constexpr int64_t kFirstWord = int64_t{1} << 62;  // unit numbers from here on are hashes of words
-using Unit = std::vector<std::pair<int64_t, int32_t>>;  // (unit or hash of a word, exponent), sorted
+using Unit =
+    std::vector<std::pair<int64_t, int32_t>>;  // (unit or hash of a word, exponent), sorted
 
 struct Tree {
     std::vector<Node> nodes;

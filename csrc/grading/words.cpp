@@ -24,6 +24,7 @@ struct NamedFunction {
     Function function;
 };
 
+// clang-format off
 constexpr NamedFunction kFunctions[] = {
     {"sin", Function::sin}, {"cos", Function::cos}, {"tan", Function::tan}, {"tg", Function::tan},
     {"cot", Function::cot}, {"ctg", Function::cot}, {"sec", Function::sec}, {"csc", Function::csc},
@@ -40,6 +41,7 @@ constexpr NamedFunction kFunctions[] = {
     {"floor", Function::floor}, {"ceil", Function::ceil}, {"Re", Function::real_part},
     {"Im", Function::imaginary_part},
 };
+// clang-format on
 
 // `log` without a base keeps its own name: 10 or e, nobody says.
 void add_functions(Names& names, bool plain) {
@@ -53,11 +55,12 @@ void add_functions(Names& names, bool plain) {
 Names make_commands() {
     Names names;
     add(names, Action::skip, Tok::other, 0,
-        {"displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "mathbf",
-         "mathit", "mathcal", "boldsymbol", "bm", "vec", "overrightarrow", "mathscr", "mathfrak",
-         "underline", "rm", "bf", "it", "mathstrut", "hfill", "mathopen", "mathclose", "mathbin",
-         "mathord", "ensuremath", "strut", "rlap", "llap", "smash",
-         "angle", "measuredangle", "triangle"});
+        {"displaystyle",  "textstyle", "scriptstyle", "limits",    "nolimits", "mathbf",
+         "mathit",        "mathcal",   "boldsymbol",  "bm",        "vec",      "overrightarrow",
+         "mathscr",       "mathfrak",  "underline",   "rm",        "bf",       "it",
+         "mathstrut",     "hfill",     "mathopen",    "mathclose", "mathbin",  "mathord",
+         "ensuremath",    "strut",     "rlap",        "llap",      "smash",    "angle",
+         "measuredangle", "triangle"});
     add(names, Action::space, Tok::other, 0,
         {"quad", "qquad", "enspace", "thinspace", "medspace", "thickspace", "space", "newline",
          "par", "indent", "noindent", "nobreakspace"});
@@ -70,7 +73,8 @@ Names make_commands() {
     add(names, Action::roman, Tok::other, 0,
         {"mathrm", "operatorname", "textrm", "mathsf", "mathtt", "mathop"});
     add(names, Action::blackboard, Tok::set, 0, {"mathbb", "Bbb", "mathds"});
-    add(names, Action::token, Tok::frac, 0, {"frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"});
+    add(names, Action::token, Tok::frac, 0,
+        {"frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"});
     add(names, Action::token, Tok::binomial, 0, {"binom", "dbinom", "tbinom"});
     add(names, Action::token, Tok::root, 0, {"sqrt", "root"});
     add(names, Action::token, Tok::word, 0, {"lor", "vee", "land", "wedge"});
@@ -87,7 +91,8 @@ Names make_commands() {
     add(names, Action::token, Tok::such_that, 0, {"mid"});
     add(names, Action::token, Tok::colon, 0, {"colon"});
     add(names, Action::token, Tok::relation, id(Relation::less_equal), {"le", "leq", "leqslant"});
-    add(names, Action::token, Tok::relation, id(Relation::greater_equal), {"ge", "geq", "geqslant"});
+    add(names, Action::token, Tok::relation, id(Relation::greater_equal),
+        {"ge", "geq", "geqslant"});
     add(names, Action::token, Tok::relation, id(Relation::less), {"lt"});
     add(names, Action::token, Tok::relation, id(Relation::greater), {"gt"});
     add(names, Action::token, Tok::relation, id(Relation::not_equal), {"ne", "neq"});
@@ -110,7 +115,8 @@ Names make_commands() {
     add(names, Action::token, Tok::constant, id(Constant::infinity), {"infty"});
     add(names, Action::token, Tok::constant, id(Constant::i), {"imath"});
     add(names, Action::token, Tok::empty_set, 0, {"emptyset", "varnothing", "O"});
-    add(names, Action::token, Tok::ellipsis, 0, {"ldots", "dots", "cdots", "dotsc", "dotsb", "dotsm"});
+    add(names, Action::token, Tok::ellipsis, 0,
+        {"ldots", "dots", "cdots", "dotsc", "dotsb", "dotsm"});
     add(names, Action::token, Tok::degree, 0, {"circ", "degree", "textdegree"});
     add(names, Action::token, Tok::prime, 0, {"prime"});
     add(names, Action::token, Tok::currency, kEuroUnit, {"euro", "texteuro"});
@@ -126,14 +132,16 @@ Names make_commands() {
         {"int", "iint", "iiint", "oint", "sum", "prod", "coprod", "lim", "limsup", "liminf", "sup",
          "inf"});
     add(names, Action::token, Tok::symbol, 0,
-        {"alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta",
-         "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "varrho", "sigma",
-         "varsigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta",
-         "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell", "hbar",
-         "partial", "nabla", "square", "aleph"});
+        {"alpha",   "beta",     "gamma",   "delta",    "epsilon", "varepsilon", "zeta",   "eta",
+         "theta",   "vartheta", "iota",    "kappa",    "lambda",  "mu",         "nu",     "xi",
+         "rho",     "varrho",   "sigma",   "varsigma", "tau",     "upsilon",    "phi",    "varphi",
+         "chi",     "psi",      "omega",   "Gamma",    "Delta",   "Theta",      "Lambda", "Xi",
+         "Pi",      "Sigma",    "Upsilon", "Phi",      "Psi",     "Omega",      "ell",    "hbar",
+         "partial", "nabla",    "square",  "aleph"});
     for (const std::string_view letter : {"R", "N", "Z", "Q", "C"})
         names[letter] = {letter, Action::token, Tok::set, static_cast<uint8_t>(letter[0])};
-    for (const auto& [name, set] : {std::pair<std::string_view, char>{"reals", 'R'}, {"Reals", 'R'}})
+    for (const auto& [name, set] :
+         {std::pair<std::string_view, char>{"reals", 'R'}, {"Reals", 'R'}})
         names[name] = {name, Action::token, Tok::set, static_cast<uint8_t>(set)};
     add_functions(names, false);
     return names;
@@ -153,6 +161,7 @@ struct Notation {
     std::string_view character, latex;
 };
 
+// clang-format off
 constexpr Notation kNotation[] = {
     {"−", "-"}, {"–", "-"}, {"—", "-"}, {"‐", "-"}, {"‑", "-"}, {"－", "-"}, {"＋", "+"}, {"＝", "="},
     {"×", "\\times "}, {"·", "\\cdot "}, {"⋅", "\\cdot "}, {"∙", "\\cdot "}, {"•", "\\cdot "},
@@ -186,6 +195,7 @@ constexpr Notation kNotation[] = {
     {"\u2007", "\\,"}, {"\u2008", " "}, {"\u200A", " "}, {"\u3000", " "}, {"\u200B", ""},
     {"\u200C", ""}, {"\u200D", ""}, {"\u2060", ""}, {"\uFEFF", ""}, {"\u2061", ""}, {"\u2062", ""},
 };
+// clang-format on
 
 using Notations = std::unordered_map<std::string_view, std::string_view>;
 
@@ -195,8 +205,11 @@ const Notations& notations() {
         std::array<std::string, 62> found;
         for (int i = 0; i < 62; ++i) {
             const int code = i < 10 ? 0xFF10 + i : i < 36 ? 0xFF21 + i - 10 : 0xFF41 + i - 36;
-            const char plain = static_cast<char>(i < 10 ? '0' + i : i < 36 ? 'A' + i - 10 : 'a' + i - 36);
-            found[i] = {static_cast<char>(0xE0 | code >> 12), static_cast<char>(0x80 | (code >> 6 & 63)),
+            const char plain = static_cast<char>(i < 10   ? '0' + i
+                                                 : i < 36 ? 'A' + i - 10
+                                                          : 'a' + i - 36);
+            found[i] = {static_cast<char>(0xE0 | code >> 12),
+                        static_cast<char>(0x80 | (code >> 6 & 63)),
                         static_cast<char>(0x80 | (code & 63)), plain};
         }
         return found;
@@ -394,8 +407,8 @@ int find_unit(std::string_view word) {
     const auto& table = units();
     // one letter keeps its case, but for a few: a metre is m, M nothing
     if (word.size() == 1) {
-        static constexpr std::string_view kLetters[] = {"m", "s", "g", "h", "L", "l", "N", "J",
-                                                      "W", "V", "K", "A", "C", "T"};
+        static constexpr std::string_view kLetters[] = {"m", "s", "g", "h", "L", "l", "N",
+                                                        "J", "W", "V", "K", "A", "C", "T"};
         if (!contains(kLetters, word)) return 0;
     }
     // Mm is no mm, and MW no mW
@@ -406,14 +419,18 @@ int find_unit(std::string_view word) {
 
 bool changes_value(std::string_view word) {
     static constexpr std::string_view kWords[] = {
-        "dozen", "dozens", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth",
-        "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths", "tenth", "tenths",
-        "hundredth", "hundredths", "thousandth", "thousandths", "millionth", "millionths", "hundred",
-        "hundreds", "thousand", "thousands", "million", "millions", "billion", "billions", "trillion",
-        "trillions", "quadrillion", "lakh", "lakhs", "crore", "crores", "score", "gross", "factorial",
-        "negative", "root", "over", "divided", "multiplied", "rejected", "excluded",
-        "infinity", "infinite", "percent", "double", "twice", "triple", "squared", "cubed", "modulo",
-        "mod", "choose", "base", "power", "to", "through", "until", "by", "into"};
+        "dozen",     "dozens",     "half",       "halves",      "third",       "thirds",
+        "quarter",   "quarters",   "fourth",     "fourths",     "fifth",       "fifths",
+        "sixth",     "sixths",     "eighth",     "eighths",     "tenth",       "tenths",
+        "hundredth", "hundredths", "thousandth", "thousandths", "millionth",   "millionths",
+        "hundred",   "hundreds",   "thousand",   "thousands",   "million",     "millions",
+        "billion",   "billions",   "trillion",   "trillions",   "quadrillion", "lakh",
+        "lakhs",     "crore",      "crores",     "score",       "gross",       "factorial",
+        "negative",  "root",       "over",       "divided",     "multiplied",  "rejected",
+        "excluded",  "infinity",   "infinite",   "percent",     "double",      "twice",
+        "triple",    "squared",    "cubed",      "modulo",      "mod",         "choose",
+        "base",      "power",      "to",         "through",     "until",       "by",
+        "into"};
     return contains(kWords, lower_case(word)) || find_plain_name(word) != nullptr;
 }
 
@@ -423,29 +440,78 @@ bool is_letter_unit(std::string_view word) {
 
 bool is_hedge(std::string_view word) {
     static constexpr std::string_view kHedges[] = {
-        "or", "and", "not", "is", "either", "maybe", "nor", "neither", "are", "isnt", "isn't", "but",
-        "perhaps", "possibly", "probably", "wrong", "incorrect", "no", "else", "instead", "unless",
-        "if", "was", "be", "vs", "versus", "rather", "could", "might", "may", "alternatively", "than",
-        "approximately", "about", "more", "less", "least", "most", "minus", "plus", "false", "never",
-        "except", "y", "o", "und", "oder", "ou", "et", "guess", "unsure", "unknown", "cannot", "with",
+        "or",
+        "and",
+        "not",
+        "is",
+        "either",
+        "maybe",
+        "nor",
+        "neither",
+        "are",
+        "isnt",
+        "isn't",
+        "but",
+        "perhaps",
+        "possibly",
+        "probably",
+        "wrong",
+        "incorrect",
+        "no",
+        "else",
+        "instead",
+        "unless",
+        "if",
+        "was",
+        "be",
+        "vs",
+        "versus",
+        "rather",
+        "could",
+        "might",
+        "may",
+        "alternatively",
+        "than",
+        "approximately",
+        "about",
+        "more",
+        "less",
+        "least",
+        "most",
+        "minus",
+        "plus",
+        "false",
+        "never",
+        "except",
+        "y",
+        "o",
+        "und",
+        "oder",
+        "ou",
+        "et",
+        "guess",
+        "unsure",
+        "unknown",
+        "cannot",
+        "with",
         "without",
     };
     return contains(kHedges, lower_case(word));
 }
 
 bool is_short_word(std::string_view word) {
-    static constexpr std::string_view kWords[] = {"or", "no", "is", "if", "it", "of", "to", "so", "am",
-                                                  "pm", "he", "we", "my", "me", "in", "on"};
+    static constexpr std::string_view kWords[] = {"or", "no", "is", "if", "it", "of", "to", "so",
+                                                  "am", "pm", "he", "we", "my", "me", "in", "on"};
     return contains(kWords, lower_case(word));
 }
 
 int number_word(std::string_view word) {
     static constexpr std::string_view kWords[] = {
-        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-        "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-        "nineteen", "twenty"};
-    static constexpr std::string_view kTens[] = {"thirty", "forty", "fifty", "sixty", "seventy",
-                                                 "eighty", "ninety", "hundred"};
+        "zero",     "one",     "two",     "three",     "four",     "five",     "six",
+        "seven",    "eight",   "nine",    "ten",       "eleven",   "twelve",   "thirteen",
+        "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"};
+    static constexpr std::string_view kTens[] = {"thirty",  "forty",  "fifty",  "sixty",
+                                                 "seventy", "eighty", "ninety", "hundred"};
     const std::string text = lower_case(word);
     for (size_t i = 0; i < std::size(kWords); ++i)
         if (text == kWords[i]) return static_cast<int>(i);
@@ -466,8 +532,9 @@ int multiplier(std::string_view word) {
 
 std::string_view phrase(std::string_view text) {
     static constexpr std::string_view kNone[] = {
-        "no solution", "no solutions", "no real solution", "no real solutions", "empty set",
-        "the empty set", "there is no solution", "there are no solutions", "none", "no answer"};
+        "no solution", "no solutions",  "no real solution",     "no real solutions",
+        "empty set",   "the empty set", "there is no solution", "there are no solutions",
+        "none",        "no answer"};
     static constexpr std::string_view kUndefined[] = {"undefined", "does not exist", "dne",
                                                       "not defined", "doesnt exist"};
     static constexpr std::string_view kReals[] = {"all real numbers", "all reals", "all real",

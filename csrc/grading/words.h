@@ -1,4 +1,5 @@
-// The vocabulary: LaTeX commands, unicode notation, function names, units, and the words that count.
+// The vocabulary: LaTeX commands, unicode notation, function names, units, and the words that
+// count.
 #pragma once
 
 #include <string>
