@@ -10,13 +10,14 @@ namespace {
 constexpr size_t kClearDigits = 26;
 
 // Real places, small and large, on both sides of 0: where roots and inverse functions are real, and
-// where |x - 4| and 4 - x differ. The first four serve where one formula holds everywhere.
+// where |x - 4| and 4 - x differ. The first four serve where one formula holds everywhere; from the
+// ninth on each symbol has a side of its own, since |xy| is xy where both are negative.
 double real_place(uint64_t name, uint32_t set) {
     static constexpr double kFrom[] = {0.2, 20, -0.9, 1.2, -60, 3.5, -3.0, 200};
     static constexpr double kTo[] = {0.9, 60, -0.2, 3.0, -20, 9.5, -1.2, 900};
-    const double share =
-        static_cast<double>(mixed(name + set * 0x632be59bd9b4e019ull) >> 11) * 0x1p-53;
-    const uint32_t i = set % 8;
+    const uint64_t bits = mixed(name + set * 0x632be59bd9b4e019ull);
+    const double share = static_cast<double>(bits >> 11) * 0x1p-53;
+    const uint64_t i = set < 8 ? set : bits % 8;
     return kFrom[i] + (kTo[i] - kFrom[i]) * share;
 }
 

@@ -6,7 +6,9 @@ namespace fastrl::grading {
 
 namespace {
 
-constexpr uint32_t kPlaces = 8, kIntegerPlaces = 16;
+constexpr uint32_t kPlaces = 16;
+// Digits of a rational number from which a surd equals it for the bits alone.
+constexpr size_t kLongExact = 16;
 constexpr uint32_t kEnough = 4, kAtLeast = 2;  // places at which both sides had a value
 
 // The power of ten of the last digit of a decimal number, as its negative: 2 for 0.25.
@@ -148,7 +150,14 @@ Match Comparer::constants(const Ref& gold, const Ref& answer) {
     if (s == Status::limit) return Match::limit;
     if (s != Status::ok) return Match::no;
     const Order order = compare_equal(x, y);
-    if (order == Order::equal) return Match::yes;
+    if (order == Order::equal) {
+        // 30 decimals of pi are not pi, whatever the bits can tell
+        const Rational& known = asked == Status::ok ? a : b;
+        const bool one_exact = asked == Status::ok || given == Status::ok;
+        const bool long_digits =
+            known.numerator.digits() > kLongExact || known.denominator.digits() > kLongExact;
+        return one_exact && long_digits ? Match::limit : Match::yes;
+    }
     if (order == Order::unclear) return Match::limit;
     if (!x.is_real() || !y.is_real()) return Match::no;
     Ball distance;
@@ -194,7 +203,7 @@ Match Comparer::rational_functions(const Ref& gold, const Ref& answer) {
 Match Comparer::at_integers(const Ref& gold, const Ref& answer) {
     uint32_t valid = 0;
     bool limit = false;
-    for (uint32_t set = 0; set < kIntegerPlaces && valid < kPlaces; ++set) {
+    for (uint32_t set = 0; set < kPlaces && valid < kPlaces / 2; ++set) {
         const Place place{Place::Where::integers, set, true};
         Rational a, b;
         const Status asked = exact(gold, place, a, budget_);

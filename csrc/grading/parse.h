@@ -112,6 +112,8 @@ private:
     int32_t factor();
     int32_t postfix(int32_t node);
     int32_t exponent();
+    bool eat_transpose();
+    int32_t transposed(int32_t matrix);
 
     // ---- atoms (parse_atom.cpp) ----
     int32_t atom();

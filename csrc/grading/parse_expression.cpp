@@ -273,6 +273,8 @@ int32_t Parser::postfix(int32_t node) {
             } else {
                 node = expression(Kind::degrees, {node}, 0, kHasDegrees);
             }
+        } else if (is(Tok::caret) && tree_.at(node).kind == Kind::matrix && eat_transpose()) {
+            node = transposed(node);
         } else if (is(Tok::caret)) {
             const int32_t power = exponent();
             if (power < 0) return -1;
@@ -287,6 +289,27 @@ int32_t Parser::postfix(int32_t node) {
         }
     }
     return node;
+}
+
+bool Parser::eat_transpose() {
+    const bool braces = ahead(1).kind == Tok::group_open;
+    const Token& mark = ahead(braces ? 2 : 1);
+    const auto name = text(mark);
+    if (name != "T" && name != "\\top" && name != "\\intercal") return false;
+    if (braces && ahead(3).kind != Tok::group_close) return false;
+    at_ += braces ? 4 : 2;
+    return true;
+}
+
+int32_t Parser::transposed(int32_t matrix) {
+    const Node node = tree_.at(matrix);
+    const int32_t columns = node.value, rows = node.count / columns;
+    std::vector<int32_t> cells;
+    for (int32_t j = 0; j < columns; ++j)
+        for (int32_t i = 0; i < rows; ++i) cells.push_back(tree_.child(node, i * columns + j));
+    Node made{Kind::matrix};
+    made.value = rows;
+    return add(made, cells);
 }
 
 // ^2, ^{n+1}, ^-1; a power of a power is read from the right.
