@@ -31,6 +31,9 @@ fuzz:
 bench: $(STAMP)
 	$(BIN)/fastrl bench kernels --out bench/results/kernels-cpu.json
 	$(BIN)/python bench/table.py bench/results/kernels-cpu.json --into README.md
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/fastrl bench grading --out bench/results/grading-cpu.json
+	$(BIN)/python bench/table.py bench/results/grading-cpu.json --into README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

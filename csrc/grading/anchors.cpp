@@ -7,8 +7,9 @@ namespace fastrl::grading {
 
 namespace {
 
-constexpr size_t kMostAnchors = 64;  // the last ones are looked at
-constexpr size_t kLongestLead = 64;  // between "answer" and "is"
+constexpr size_t kMostAnchors = 64;   // the last ones are looked at
+constexpr size_t kLongestOwner = 40;  // of the words before "answer"
+constexpr size_t kLongestLead = 64;   // between "answer" and "is"
 
 constexpr Anchor kAnchors[] = {
     {"nswer", "aA"},  {"NSWER", "A"}, {"####", ""},      {"答案", ""},       {"答え", ""},
@@ -98,7 +99,7 @@ bool after_verb(std::string_view text, bool needs_verb, std::string_view& value)
 
 // Words before an anchor that make it another's: "the wrong answer is".
 bool is_disowned(std::string_view before) {
-    before = trim(before.substr(before.size() - std::min<size_t>(before.size(), 40)));
+    before = before.substr(before.size() - std::min(before.size(), kLongestOwner));
     const size_t stop = before.find_last_of(".,;\n");
     if (stop != kNone) before = before.substr(stop + 1);
     for (const std::string_view word : {"wrong", "incorrect", "false", "not", "cannot", "never",
@@ -107,7 +108,7 @@ bool is_disowned(std::string_view before) {
             at != kNone && (at == 0 || !is_letter(before[at - 1])) &&
             (at + word.size() == before.size() || !is_letter(before[at + word.size()])))
             return true;
-    return before.substr(0, 3) == "Is " || before.substr(0, 3) == "is ";
+    return false;
 }
 
 // Whether the sentence after a value takes it back: "5. Or 6.", "5? No, 6".
@@ -163,6 +164,7 @@ std::string_view value_at_front(std::string_view text, bool choice) {
             if (is_space(next) || next == '*' || next == '"' || next == '<' || next == ')') break;
         }
     }
+    if (end < text.size() && text[end] == '?') return {};  // "Is the answer 5?"
     // a value that is taken back takes the words with it, so that it is none
     const size_t next = std::min(end + 40, text.size());
     if (is_taken_back(text.substr(end, next - end))) return trim(text.substr(0, next));

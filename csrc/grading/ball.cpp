@@ -10,6 +10,7 @@ namespace {
 // Errors below this, absolute or relative to the larger number, tell two numbers apart.
 constexpr double kClear = 0x1p-66;
 constexpr double kLargestExponent = 700, kLargestAngle = 1e6;
+constexpr double kLargestRoot = 1e140;
 constexpr double kLargest = 1e280, kSmallest = 1e-280;  // their products still have low halves
 
 double size(const DoubleDouble& a) { return std::abs(a.high); }
@@ -24,10 +25,17 @@ bool in_range(const Ball& a) {
     return magnitude < kLargest && (magnitude > kSmallest || magnitude == 0);
 }
 
+// Whether the square of its magnitude is a number as well.
+bool has_square(const Ball& a) {
+    const double magnitude = a.magnitude();
+    return magnitude < kLargestRoot && (magnitude > 1 / kLargestRoot || magnitude == 0);
+}
+
 Status ranged(const Ball& a) { return in_range(a) ? Status::ok : Status::limit; }
 
 Status exponential_of(const Ball& a, Ball& result) {
-    if (size(a.real) > kLargestExponent || size(a.imaginary) > kLargestAngle || a.error > 1e-3)
+    if (!(size(a.real) <= kLargestExponent && size(a.imaginary) <= kLargestAngle &&
+          a.error <= 1e-3))
         return Status::limit;
     const DoubleDouble scale = exponential(a.real);
     result = {scale, {}, 0};
@@ -41,6 +49,7 @@ Status exponential_of(const Ball& a, Ball& result) {
 }
 
 Status logarithm_of(const Ball& a, Ball& result) {
+    if (!in_range(a)) return Status::limit;
     const double magnitude = a.magnitude();
     if (magnitude <= a.error) return Status::undefined;
     const double spread = a.error / (magnitude - a.error) + kFunctionRound;
@@ -49,6 +58,7 @@ Status logarithm_of(const Ball& a, Ball& result) {
         result = {value, {}, spread + kFunctionRound * std::max(1.0, size(value))};
         return Status::ok;
     }
+    if (!has_square(a)) return Status::limit;
     const DoubleDouble square = a.real * a.real + a.imaginary * a.imaginary;
     const DoubleDouble length = logarithm(square) * DoubleDouble{0.5, 0};
     const DoubleDouble turn = a.is_real() ? kPi : angle(a.imaginary, a.real);
@@ -72,7 +82,7 @@ Status root_of(const Ball& a, Ball& result) {
 
 Status trigonometric(Function function, const Ball& a, Ball& result) {
     if (!a.is_real()) return Status::unsupported;
-    if (size(a.real) > kLargestAngle || a.error > 1e-3) return Status::limit;
+    if (!(size(a.real) <= kLargestAngle && a.error <= 1e-3)) return Status::limit;
     DoubleDouble sine, cosine;
     sine_and_cosine(a.real, sine, cosine);
     const double error = 2 * a.error + kFunctionRound;
@@ -91,6 +101,7 @@ Status trigonometric(Function function, const Ball& a, Ball& result) {
 // The angles of arcsin, arccos and arctan, from sides of a triangle.
 Status inverse_trigonometric(Function function, const Ball& a, Ball& result) {
     if (!a.is_real()) return Status::unsupported;
+    if (!has_square(a)) return Status::limit;
     const DoubleDouble one{1, 0}, x = a.real;
     if (function == Function::arctan) return real_function(a, angle(x, one), 1, result);
     if (size(x) > 1 + a.error) return Status::undefined;
@@ -132,7 +143,7 @@ Status inverse_hyperbolic(Function function, const Ball& a, Ball& result) {
 
 Status rounded(Function function, const Ball& a, Ball& result) {
     if (!a.is_real()) return Status::unsupported;
-    if (size(a.real) > 1e15) return Status::limit;
+    if (!(size(a.real) <= 1e15)) return Status::limit;
     // a value within its error of an integer is that integer
     const double nearest = std::nearbyint(a.real.high);
     if (size(a.real - DoubleDouble{nearest, 0}) <= a.error) {
@@ -208,6 +219,7 @@ Status divide(const Ball& a, const Ball& b, Ball& quotient) {
         result.real = a.real / b.real;
         if (!a.is_real()) result.imaginary = a.imaginary / b.real;
     } else {
+        if (!has_square(a) || !has_square(b)) return Status::limit;
         const DoubleDouble square = b.real * b.real + b.imaginary * b.imaginary;
         result.real = (a.real * b.real + a.imaginary * b.imaginary) / square;
         result.imaginary = (a.imaginary * b.real - a.real * b.imaginary) / square;
@@ -219,6 +231,7 @@ Status divide(const Ball& a, const Ball& b, Ball& quotient) {
 }
 
 Status apply(Function function, const Ball& a, Ball& result) {
+    if (!in_range(a)) return Status::limit;
     switch (function) {
         case Function::sin:
         case Function::cos:
@@ -232,6 +245,7 @@ Status apply(Function function, const Ball& a, Ball& result) {
         case Function::arctan: return inverse_trigonometric(function, a, result);
         case Function::arccot: {
             if (!a.is_real()) return Status::unsupported;
+            if (!has_square(a)) return Status::limit;
             return real_function(a, angle({1, 0}, a.real), 1, result);  // in (0, pi)
         }
         case Function::arcsec:
@@ -257,6 +271,7 @@ Status apply(Function function, const Ball& a, Ball& result) {
                 result = a.real.high < 0 ? -a : a;
                 return Status::ok;
             }
+            if (!has_square(a)) return Status::limit;
             const DoubleDouble square = a.real * a.real + a.imaginary * a.imaginary;
             result = {square_root(square), {}, 2 * a.error + 4 * kRound * a.magnitude()};
             return Status::ok;
