@@ -11,12 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- kernels: made by bench/table.py -->", "<!-- kernels end -->"
+
+def marks(record: list[dict[str, Any]]) -> tuple[str, str]:
+    """Where a file holds the table of such rows."""
+    name = "grading" if "answers_per_s" in record[0] else "kernels"
+    return f"<!-- {name}: made by bench/table.py -->", f"<!-- {name} end -->"
 
 
 def table(record: list[dict[str, Any]]) -> str:
     """The times, then the errors against fp64, then the machine."""
-    parts = [times(record), errors(record), f"{record[0]['machine']}; {record[0]['versions']}."]
+    machine = f"{record[0]['machine']}; {record[0]['versions']}."
+    if "answers_per_s" in record[0]:
+        return f"{rates(record)}\n\n{machine}"
+    parts = [times(record), errors(record), machine]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -25,6 +32,28 @@ def _groups(record: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for row in record:
         groups.setdefault((row["name"], *row["shape"], row["dtype"]), []).append(row)
     return list(groups.values())
+
+
+def rates(record: list[dict[str, Any]]) -> str:
+    """Answers a second of each workload, with one thread and more, beside the rival's."""
+    lines = [
+        "| half of them wrong | threads | fastrl, answers/s | wrong | Math-Verify, answers/s"
+        " | wrong | faster |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in record:
+        rival = ["did not run", "", ""]
+        if row["baseline_ms"] is not None:
+            share = row["baseline_wrong_verdicts"] / row["baseline_graded"]
+            rival = [
+                f"{row['baseline_answers_per_s']:,.0f}",
+                f"{100 * share:.1f} %",
+                f"{row['speedup']:,.0f}x",
+            ]
+        ours = [f"{row['answers_per_s']:,.0f}", str(row["wrong_verdicts"])]
+        cells = [f"{row['shape'][0]:,} {row['name']}", str(row["threads"]), *ours, *rival]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def times(record: list[dict[str, Any]]) -> str:
@@ -95,16 +124,18 @@ def main() -> int:
     parser.add_argument("record", type=Path)
     parser.add_argument("--into", type=Path)
     known = parser.parse_args()
-    text = table(json.loads(known.record.read_text()))
+    record = json.loads(known.record.read_text())
+    text = table(record)
     if known.into is None:
         print(text)
         return 0
     whole = known.into.read_text()
-    if BEGIN not in whole or END not in whole:
-        print(f"{known.into} lacks the marks {BEGIN} and {END}; add them", file=sys.stderr)
+    begin, end = marks(record)
+    if begin not in whole or end not in whole:
+        print(f"{known.into} lacks the marks {begin} and {end}; add them", file=sys.stderr)
         return 2
-    before, rest = whole.split(BEGIN, 1)
-    known.into.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    before, rest = whole.split(begin, 1)
+    known.into.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
     return 0
 
 

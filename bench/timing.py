@@ -138,8 +138,8 @@ def rows(
         "dtype": case.dtype,
         "device": device.type,
         "ms": ms,
-        "ms_p20": _percentile(ours, 20),
-        "ms_p80": _percentile(ours, 80),
+        "ms_p20": percentile(ours, 20),
+        "ms_p80": percentile(ours, 80),
         "peak_bytes": peak_bytes(case.run, device),
         "max_error": error,
     }
@@ -168,7 +168,8 @@ def rows(
         }
 
 
-def _percentile(values: Sequence[float], percent: int) -> float:
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that `percent` of the others do not pass."""
     ordered = sorted(values)
     return ordered[round((len(ordered) - 1) * percent / 100)]
 

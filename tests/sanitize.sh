@@ -10,7 +10,8 @@ cp -r csrc fastrl kernels bench tests setup.py pyproject.toml README.md LICENSE 
 cd "$scratch"
 rm -f fastrl/*.so
 flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
-CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" "$python" setup.py --quiet build_ext --inplace
+CFLAGS="$flags" CXXFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" "$python" setup.py --quiet build_ext --inplace
+nm fastrl/_C*.so | grep -q __asan_report || { echo "the extension was built without sanitizers" >&2; exit 1; }
 # the copy's fastrl, with the kernels where the package expects them
 ln -s ../kernels fastrl/kernels
 export PYTHONPATH="$scratch" ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0
