@@ -13,13 +13,15 @@ constexpr size_t kClearDigits = 26;
 // where |x - 4| and 4 - x differ. The first four serve where one formula holds everywhere; from the
 // ninth on each symbol has a side of its own, since |xy| is xy where both are negative.
 double real_place(uint64_t name, uint32_t set) {
-    static constexpr double kFrom[] = {0.2, 20, -0.9, 1.2, -60, 3.5, -3.0, 200};
-    static constexpr double kTo[] = {0.9, 60, -0.2, 3.0, -20, 9.5, -1.2, 900};
+    static constexpr double kFrom[] = {0.2, 20, -0.9, 1.2, -60, -900, -3.0, 200};
+    static constexpr double kTo[] = {0.9, 60, -0.2, 3.0, -20, -200, -1.2, 900};
     const uint64_t bits = mixed(name + set * 0x632be59bd9b4e019ull);
     const double share = static_cast<double>(bits >> 11) * 0x1p-53;
     const uint64_t i = set < 8 ? set : bits % 8;
     return kFrom[i] + (kTo[i] - kFrom[i]) * share;
 }
+
+constexpr int64_t kAside = 1000;  // operations, of an exponent that may be a rational number
 
 bool is_angle_function(uint8_t id) {
     return id <= static_cast<uint8_t>(Function::csc) || id == static_cast<uint8_t>(Function::cis);
@@ -56,8 +58,9 @@ struct Approximation {
     Status power_of(const Ball& base, const Ref& under, const Ref& exponent, Ball& value) {
         Rational constant;
         int64_t n;
-        Budget aside{1000};
+        Budget aside{kAside};
         const bool rational = exact(exponent, place, constant, aside) == Status::ok;
+        if (!budget.spend(kAside - aside.left)) return Status::limit;
         if (rational && as_small_integer(constant, n, aside) && std::abs(n) < 1'000'000'000)
             return power(base, n, value);
         budget.spend(kFunctionCost);

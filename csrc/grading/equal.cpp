@@ -153,7 +153,9 @@ Match Comparer::parts(const Ref& gold, const Ref& answer) {
             const Refs& named = has_names(golds) ? golds : answers;
             if (names_differ(named)) return in_order(golds, answers);
         }
-        if (!both && golds.size() == 1 && answers.size() == 1) return equal(golds[0], answers[0]);
+        // \{3\} beside 3, but no set beside an element
+        if (!both && depth_ == 1 && golds.size() == 1 && answers.size() == 1)
+            return equal(golds[0], answers[0]);
         const bool as_sets =
             g == Kind::set || a == Kind::set || has_open_sign(gold) || has_open_sign(answer);
         if (both || has_open_sign(gold) || has_open_sign(answer))

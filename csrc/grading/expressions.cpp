@@ -202,14 +202,12 @@ Match Comparer::rational_functions(const Ref& gold, const Ref& answer) {
 // With factorials and binomials: at positive integers.
 Match Comparer::at_integers(const Ref& gold, const Ref& answer) {
     uint32_t valid = 0;
-    bool limit = false;
     for (uint32_t set = 0; set < kPlaces && valid < kPlaces / 2; ++set) {
         const Place place{Place::Where::integers, set, true};
         Rational a, b;
         const Status asked = exact(gold, place, a, budget_);
         const Status given = exact(answer, place, b, budget_);
         if (budget_.over()) return Match::limit;
-        limit = limit || asked == Status::limit || given == Status::limit;
         if (asked == Status::ok && given == Status::ok) {
             int order;
             if (compare(a, b, order, budget_) != Status::ok) return Match::limit;
@@ -219,22 +217,19 @@ Match Comparer::at_integers(const Ref& gold, const Ref& answer) {
             Ball x, y;
             Status s = approximate(gold, place, x, budget_);
             if (s == Status::ok) s = approximate(answer, place, y, budget_);
-            limit = limit || s == Status::limit;
             if (s != Status::ok) continue;
             const Order order = compare_equal(x, y);
             if (order == Order::above) return Match::no;
             valid += order == Order::equal;
         }
     }
-    if (valid >= kAtLeast) return Match::yes;
-    return limit ? Match::limit : undefined();
+    return valid >= kAtLeast ? Match::yes : Match::limit;
 }
 
 Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
     const uint16_t flags = gold->flags | answer->flags;
     const bool complex = flags & kHasImaginary;
     const uint32_t enough = flags & kIsPiecewise ? kPlaces : kEnough;
-    bool limit = false;
     // on the real line; at integers, where (-1)^n has a value; off the line
     const Place kinds[] = {{Place::Where::real, 0, complex},
                            {Place::Where::integers, 0, complex},
@@ -247,7 +242,6 @@ Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
             if (s == Status::ok) s = approximate(answer, place, b, budget_);
             if (budget_.over()) return Match::limit;
             if (s == Status::unsupported) return Match::no;
-            limit = limit || s == Status::limit;
             if (s != Status::ok) continue;
             const Order order = compare_equal(a, b);
             if (order == Order::above) return Match::no;
@@ -257,10 +251,9 @@ Match Comparer::at_reals(const Ref& gold, const Ref& answer) {
         // floor and ceiling differ at integers only
         const bool steps =
             (flags & kIsPiecewise) && place.where == Place::Where::real && !place.complex;
-        return steps && at_integers(gold, answer) == Match::no && !saw_undefined_ ? Match::no
-                                                                                  : Match::yes;
+        return steps && at_integers(gold, answer) == Match::no ? Match::no : Match::yes;
     }
-    return limit ? Match::limit : undefined();
+    return Match::limit;  // no place in the domain of both
 }
 
 }  // namespace fastrl::grading

@@ -258,8 +258,9 @@ int32_t Parser::function() {
     Deeper deeper(*this);
     if (deeper.too_deep()) return -1;
     const uint8_t name = now().id;
+    const bool common = text(now()) == "\\lg" || text(now()) == "lg";
     ++at_;
-    int32_t power = -1, base = -1;
+    int32_t power = -1, base = common ? integer(10) : -1;
     for (;;) {
         if (is(Tok::caret) && power < 0) {
             power = exponent();

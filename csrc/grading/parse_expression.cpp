@@ -78,6 +78,10 @@ int32_t Parser::with_sign(Kind sign, int32_t node) {
 int32_t Parser::additive() {
     std::vector<int32_t> terms;
     for (bool first = true;; first = false) {
+        // \mathbb{R} - \{1\}
+        if (terms.size() == 1 && is(Tok::minus) && ahead(1).kind == Tok::open &&
+            tree_.at(terms[0]).kind == Kind::number_set)
+            break;
         bool negative = false, any = false;
         Kind sign = Kind::sum;
         for (;; any = true) {

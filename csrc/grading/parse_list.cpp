@@ -285,7 +285,7 @@ int32_t Parser::set_operation() {
             kind = Kind::union_of;
         else if (is(Tok::cap))
             kind = Kind::intersection;
-        else if (is(Tok::set_minus))
+        else if (is(Tok::set_minus) || (is(Tok::minus) && tree_.at(node).kind == Kind::number_set))
             kind = Kind::difference;
         else
             return node;

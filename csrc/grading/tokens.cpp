@@ -281,6 +281,8 @@ private:
                 return push_word(at_, at_ + 3 + (peek(3) == '.'));
         if (in_text() || !ascii) return push_word(at_, end);
         if (run.size() == 1) return letter(at_);
+        const bool is_unit = previous() == Tok::number && find_unit(run);
+        if (is_unit && !(end < text_.size() && text_[end] == '(')) return push_word(at_, end);
         if (const Command* name = find_plain_name(run)) {
             push(name->kind, at_, end, name->id);
             return;
@@ -292,7 +294,6 @@ private:
                 return letter(at_);
             }
         }
-        if (find_unit(run) && previous() == Tok::number) return push_word(at_, end);
         if (!is_product_run(run)) return push_word(at_, end);
         while (at_ < end) letter(at_);
     }
@@ -324,6 +325,15 @@ private:
         if (!command) return push_unknown(begin, end);
         switch (command->action) {
             case Action::skip: at_ = end; return;
+            case Action::skip_argument: {
+                const size_t open = text_.find_first_not_of(' ', end);
+                const size_t close = text_.find('}', end);
+                at_ = open != std::string_view::npos && text_[open] == '{' &&
+                              close != std::string_view::npos
+                          ? close + 1
+                          : end;
+                return;
+            }
             case Action::space:
                 at_ = end;
                 space_ = true;

@@ -55,12 +55,15 @@ void add_functions(Names& names, bool plain) {
 Names make_commands() {
     Names names;
     add(names, Action::skip, Tok::other, 0,
-        {"displaystyle",  "textstyle", "scriptstyle", "limits",    "nolimits", "mathbf",
-         "mathit",        "mathcal",   "boldsymbol",  "bm",        "vec",      "overrightarrow",
-         "mathscr",       "mathfrak",  "underline",   "rm",        "bf",       "it",
-         "mathstrut",     "hfill",     "mathopen",    "mathclose", "mathbin",  "mathord",
-         "ensuremath",    "strut",     "rlap",        "llap",      "smash",    "angle",
-         "measuredangle", "triangle"});
+        {"displaystyle", "textstyle", "scriptstyle", "limits",  "nolimits", "mathbf",
+         "mathit",       "mathcal",   "boldsymbol",  "bm",      "vec",      "mathscr",
+         "mathfrak",     "underline", "rm",          "bf",      "it",       "mathstrut",
+         "hfill",        "mathopen",  "mathclose",   "mathbin", "mathord",  "ensuremath",
+         "strut",        "rlap",      "llap",        "smash",   "angle",    "measuredangle",
+         "triangle"});
+    add(names, Action::skip, Tok::other, 0,
+        {"large", "Large", "LARGE", "huge", "Huge", "small", "normalsize", "footnotesize"});
+    add(names, Action::skip_argument, Tok::other, 0, {"color", "textcolor", "hspace", "vspace"});
     add(names, Action::space, Tok::other, 0,
         {"quad", "qquad", "enspace", "thinspace", "medspace", "thickspace", "space", "newline",
          "par", "indent", "noindent", "nobreakspace"});
@@ -124,7 +127,8 @@ Names make_commands() {
     add(names, Action::token, Tok::currency, kYenUnit, {"yen"});
     add(names, Action::token, Tok::currency, kDollarUnit, {"textdollar"});
     add(names, Action::token, Tok::overline, 0,
-        {"overline", "bar", "hat", "widehat", "tilde", "widetilde", "dot", "ddot"});
+        {"overline", "overrightarrow", "bar", "hat", "widehat", "tilde", "widetilde", "dot",
+         "ddot"});
     add(names, Action::token, Tok::begin, 0, {"begin"});
     add(names, Action::token, Tok::end, 0, {"end"});
     add(names, Action::token, Tok::row_end, 0, {"cr"});
@@ -495,6 +499,9 @@ bool is_hedge(std::string_view word) {
         "cannot",
         "with",
         "without",
+        "impossible",
+        "invalid",
+        "undefined",
     };
     return contains(kHedges, lower_case(word));
 }

@@ -13,6 +13,7 @@ namespace fastrl::grading {
 // What a LaTeX command does to the token stream.
 enum class Action : uint8_t {
     skip,
+    skip_argument,  // with the group that follows
     space,
     token,        // becomes `kind` with `id`
     text,         // its argument is text
