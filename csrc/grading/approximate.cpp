@@ -159,10 +159,9 @@ struct Approximation {
             case Kind::negative:
             case Kind::plus_minus:
             case Kind::minus_plus: {
-                if (node.kind != Kind::negative && ref.sign == 0) return Status::unsupported;
+                if (is_open(ref)) return Status::unsupported;
                 const Status s = of(ref.child(0), a);
-                const bool flip = node.kind == Kind::negative ||
-                                  (node.kind == Kind::plus_minus) == (ref.sign < 0);
+                const bool flip = is_flipped(ref);
                 value = flip ? -a : a;
                 return s;
             }

@@ -216,10 +216,9 @@ Status exact_node(const Ref& ref, const Place& place, Rational& value, Budget& b
         case Kind::negative:
         case Kind::plus_minus:
         case Kind::minus_plus: {
-            if (node.kind != Kind::negative && ref.sign == 0) return Status::unsupported;
+            if (is_open(ref)) return Status::unsupported;
             const Status s = child(0, value);
-            const bool flip =
-                node.kind == Kind::negative || (node.kind == Kind::plus_minus) == (ref.sign < 0);
+            const bool flip = is_flipped(ref);
             if (s == Status::ok && flip) value = negated(std::move(value));
             return s;
         }

@@ -71,10 +71,9 @@ Status modular_node(const Ref& ref, uint64_t prime, uint32_t set, uint64_t& valu
         case Kind::negative:
         case Kind::plus_minus:
         case Kind::minus_plus: {
-            if (node.kind != Kind::negative && ref.sign == 0) return Status::unsupported;
+            if (is_open(ref)) return Status::unsupported;
             const Status s = child(0, a);
-            const bool flip =
-                node.kind == Kind::negative || (node.kind == Kind::plus_minus) == (ref.sign < 0);
+            const bool flip = is_flipped(ref);
             if (s == Status::ok) value = flip ? negative(a, prime) : a;
             return s;
         }

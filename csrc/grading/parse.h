@@ -108,6 +108,7 @@ private:
     bool mixed_number(std::vector<int32_t>& factors);
     bool letter_unit_follows();
     bool starts_factor() const;
+    bool signs();
     int32_t signed_factor();
     int32_t factor();
     int32_t postfix(int32_t node);

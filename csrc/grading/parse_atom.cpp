@@ -311,11 +311,7 @@ int32_t Parser::function() {
 // \sin 2x, \ln x, \cos\pi/6: the product that follows, up to a sign, a product sign, a function or
 // a bracket; a slash belongs to it only between numbers and pi.
 int32_t Parser::function_argument() {
-    bool negative = false;
-    while (is(Tok::minus) || is(Tok::plus)) {
-        negative = negative != is(Tok::minus);
-        ++at_;
-    }
+    const bool negative = signs();
     std::vector<int32_t> factors;
     bool constant = true;
     do {

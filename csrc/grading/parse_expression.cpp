@@ -245,14 +245,18 @@ bool Parser::mixed_number(std::vector<int32_t>& factors) {
     return factors[0] >= 0;
 }
 
-int32_t Parser::signed_factor() {
+// Reads any number of signs: true for minus.
+bool Parser::signs() {
     bool negative = false;
-    for (;;) {
-        if (eat(Tok::minus))
-            negative = !negative;
-        else if (!eat(Tok::plus))
-            break;
+    while (is(Tok::minus) || is(Tok::plus)) {
+        negative = negative != is(Tok::minus);
+        ++at_;
     }
+    return negative;
+}
+
+int32_t Parser::signed_factor() {
+    const bool negative = signs();
     const int32_t node = factor();
     return negative && node >= 0 ? expression(Kind::negative, {node}) : node;
 }
@@ -321,13 +325,7 @@ int32_t Parser::exponent() {
     ++at_;
     Deeper deeper(*this, !is(Tok::group_open));
     if (deeper.too_deep()) return -1;
-    bool negative = false;
-    for (;;) {
-        if (eat(Tok::minus))
-            negative = !negative;
-        else if (!eat(Tok::plus))
-            break;
-    }
+    const bool negative = signs();
     int32_t node = is(Tok::function) ? function() : atom();
     if (node >= 0 && is(Tok::caret)) {
         const int32_t above = exponent();

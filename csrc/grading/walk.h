@@ -22,6 +22,12 @@ inline bool is(const Node& node, Constant constant) {
 
 inline Rational small(uint64_t value) { return {false, Integer{value}, Integer{1}}; }
 
+// Of a minus or a \pm: whether its sign is not chosen, and whether it is a minus.
+inline bool is_open(const Ref& ref) { return ref->kind != Kind::negative && ref.sign == 0; }
+inline bool is_flipped(const Ref& ref) {
+    return ref->kind == Kind::negative || (ref->kind == Kind::plus_minus) == (ref.sign < 0);
+}
+
 // Applies `step(child)` to each child until one fails.
 template <typename Step>
 Status each(const Ref& ref, const Step& step) {
