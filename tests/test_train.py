@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fastrl.background import BackgroundGrader
 from fastrl.checkpoint import sha256
 from fastrl.cli import main
 from fastrl.metrics import METRICS
@@ -54,6 +55,24 @@ def finished(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "sharpen"
     assert train(run, "--objective", "sharpen") == 0
     return run
+
+
+def test_every_response_is_handed_to_the_grader_as_it_finishes(tmp_path, monkeypatch):
+    added = []
+
+    class Watched(BackgroundGrader):
+        def add(self, event):
+            added.append(event)
+            return super().add(event)
+
+        def finish(self, groups):
+            steps.append(len(added))
+            return super().finish(groups)
+
+    steps = []
+    monkeypatch.setattr("fastrl.train.BackgroundGrader", Watched)
+    assert train(tmp_path / "run") == 0
+    assert steps == [16, 32, 48, 64]  # all of a step's, before the sampler has returned
 
 
 def test_a_run_leaves_its_files(finished):

@@ -21,6 +21,7 @@ double real_place(uint64_t name, uint32_t set) {
     return kFrom[i] + (kTo[i] - kFrom[i]) * share;
 }
 
+constexpr double kLargest = 1e290;
 constexpr int64_t kAside = 1000;  // operations, of an exponent that may be a rational number
 
 bool is_angle_function(uint8_t id) {
@@ -34,7 +35,7 @@ struct Approximation {
 
     Status finished(Status status, const Ball& value) const {
         if (status != Status::ok) return status;
-        if (!(value.magnitude() < 1e290)) return Status::limit;
+        if (!(value.magnitude() < kLargest && value.error < kLargest)) return Status::limit;
         // off the real line at a real place: there the expression has no value
         return place.complex || value.is_real() ? Status::ok : Status::undefined;
     }

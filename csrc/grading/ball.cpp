@@ -51,7 +51,7 @@ Status exponential_of(const Ball& a, Ball& result) {
 Status logarithm_of(const Ball& a, Ball& result) {
     if (!in_range(a)) return Status::limit;
     const double magnitude = a.magnitude();
-    if (magnitude <= a.error) return Status::undefined;
+    if (!(magnitude > a.error)) return Status::undefined;
     const double spread = a.error / (magnitude - a.error) + kFunctionRound;
     if (a.is_real() && a.real.high > 0) {
         const DoubleDouble value = logarithm(a.real);
