@@ -162,7 +162,7 @@ def grade(
     return _C.grade(
         completions[0] if packed else completions,
         completions[1] if packed else None,
-        [_compiled(g) for g in golds],
+        golds,
         MODES.index(mode),
         content == "answer",
         budget_ops,
@@ -173,12 +173,6 @@ def grade(
         Grade,
         REASONS,
     )
-
-
-def _compiled(gold: Any) -> Any:
-    if isinstance(gold, (str, bytes)):
-        return gold
-    return gold._compiled if isinstance(gold, Gold) else [_compiled(one) for one in gold]
 
 
 def _check(name: str, value: str, allowed: Sequence[str]) -> None:

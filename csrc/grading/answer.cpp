@@ -196,7 +196,11 @@ bool Answer::is_ambiguous() const {
     return reading == Reading::ok && ((tree.at(root).flags & kWasGrouped) || tree.has_letter_unit);
 }
 
-Gold::Gold(std::string_view text) : source_(text) {
+void Gold::compile(std::string_view text) {
+    source_ = text;
+    readable_ = true;
+    problem_ = "";
+    again_.reset();
     answer_.read(text);
     hedges_ = has_hedge(answer_.tokens);
     if (answer_.text.empty()) {
@@ -211,7 +215,7 @@ Gold::Gold(std::string_view text) : source_(text) {
     const Rules rules;
     Comparer comparer(budget, rules);
     const Match match = comparer.equal(answer_.ref(), answer_.ref());
-    if (match == Match::limit) problem_ = "limit";
+    if (match == Match::limit || comparer.saw_limit()) problem_ = "limit";
     if (match != Match::yes && comparer.saw_undefined()) {
         readable_ = false;
         problem_ = "undefined";

@@ -38,8 +38,11 @@ void fold(std::string_view text, std::string& folded);
 
 class Gold {
 public:
-    // Never fails: a gold that cannot be read says so.
-    explicit Gold(std::string_view text);
+    Gold() = default;
+    explicit Gold(std::string_view text) { compile(text); }
+
+    // Never fails: a gold that cannot be read says so. The memory of the gold before is used again.
+    void compile(std::string_view text);
 
     bool is_readable() const { return readable_; }
     // Why it is not readable: "empty", "undefined", "limit"; or "".

@@ -22,11 +22,14 @@ public:
     Match equal(const Ref& gold, const Ref& answer);
     // Whether something compared had no value: 0/0 and the like.
     bool saw_undefined() const { return saw_undefined_; }
+    // Whether a value was over a limit, even if what is written alike was called equal.
+    bool saw_limit() const { return saw_limit_; }
 
 private:
     Budget& budget_;
     const Rules& rules_;
     bool saw_undefined_ = false;
+    bool saw_limit_ = false;
     int depth_ = 0;
 
     // equal.cpp: structures

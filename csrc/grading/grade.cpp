@@ -1,6 +1,7 @@
 #include "grade.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "../parallel.h"
 
@@ -10,10 +11,32 @@ namespace {
 
 constexpr int kMostThreads = 256;
 
+using Wanted = std::vector<const Gold*>;
+
 // What one thread uses again and again.
 struct Scratch {
     Found found;
     Answer answer;
+    std::vector<std::unique_ptr<Gold>> compiled;  // of the last completion that had so many golds
+    Wanted wanted;
+
+    // A gold that is that of the completion before, as in a group of responses, is compiled once.
+    const Wanted& golds(const GoldSource* sources, size_t count) {
+        wanted.clear();
+        for (size_t i = 0; i < count; ++i) {
+            if (sources[i].compiled) {
+                wanted.push_back(sources[i].compiled);
+                continue;
+            }
+            if (compiled.size() <= i) compiled.resize(i + 1);
+            if (!compiled[i])
+                compiled[i] = std::make_unique<Gold>(sources[i].text);
+            else if (compiled[i]->source() != sources[i].text)
+                compiled[i]->compile(sources[i].text);
+            wanted.push_back(compiled[i].get());
+        }
+        return wanted;
+    }
 };
 
 // Whether more than the allowed number of different values is given. Each is read once, and what
@@ -43,7 +66,7 @@ bool is_shotgun(const Found& found, const Options& options) {
 }
 
 // One answer against the golds, of which any will do.
-Reason compare(std::string_view text, const std::vector<const Gold*>& golds, const Options& options,
+Reason compare(std::string_view text, const Wanted& golds, const Options& options,
                Scratch& scratch) {
     Reason reason = Reason::wrong;
     for (const Gold* gold : golds) {
@@ -63,8 +86,8 @@ void set_span(Verdict& verdict, std::string_view completion, const char* begin, 
     verdict.end = end - completion.data();
 }
 
-Verdict grade_one(std::string_view completion, const std::vector<const Gold*>& golds,
-                  const Options& options, Scratch& scratch) {
+Verdict grade_one(std::string_view completion, const Wanted& golds, const Options& options,
+                  Scratch& scratch) {
     Verdict verdict;
     Found& found = scratch.found;
     if (options.is_answer) {
@@ -143,7 +166,10 @@ void grade_all(const std::vector<std::string_view>& completions, const Golds& go
                      Scratch scratch;
                      for (int64_t i = begin; i < end; ++i) {
                          try {
-                             verdicts[i] = grade_one(completions[i], golds[i], options, scratch);
+                             const size_t first = golds.offsets[i];
+                             const Wanted& wanted = scratch.golds(golds.sources.data() + first,
+                                                                  golds.offsets[i + 1] - first);
+                             verdicts[i] = grade_one(completions[i], wanted, options, scratch);
                          } catch (...) {  // no memory: nothing leaves the thread
                              verdicts[i] = Verdict{};
                              verdicts[i].reason = Reason::limit;

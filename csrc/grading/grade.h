@@ -26,8 +26,17 @@ struct Verdict {
     std::string joined;
 };
 
-// `golds` has the acceptable answers of each completion; each completion has at least one.
-using Golds = std::vector<std::vector<const Gold*>>;
+// A gold as it was given: compiled, or its text.
+struct GoldSource {
+    const Gold* compiled = nullptr;
+    std::string_view text;
+};
+
+// Those of completion i, of which any will do, are sources[offsets[i]] to sources[offsets[i + 1]].
+struct Golds {
+    std::vector<GoldSource> sources;
+    std::vector<size_t> offsets{0};
+};
 
 // Verdicts of many; the same for any number of threads, of which at most 256 are started.
 void grade_all(const std::vector<std::string_view>& completions, const Golds& golds,

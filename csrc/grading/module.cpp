@@ -3,10 +3,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
-#include <memory>
-#include <unordered_map>
 
-#include "../parallel.h"
 #include "grade.h"
 
 namespace py = pybind11;
@@ -41,17 +38,18 @@ struct Texts {
     std::vector<py::object> kept;
 };
 
-void read_list(py::handle list, Texts& texts) {
-    const py::object fast = py::reinterpret_steal<py::object>(
-        PySequence_Fast(list.ptr(), "completions are a sequence"));
-    if (!fast) throw py::error_already_set();
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());
+// The items of a sequence, which live as long as the result.
+py::object items_of(py::handle sequence) {
+    PyObject* items = PySequence_Tuple(sequence.ptr());
+    if (!items) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(items);
+}
+
+void read_list(py::handle items, Texts& texts) {
+    const Py_ssize_t count = PyTuple_GET_SIZE(items.ptr());
     texts.views.reserve(static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-        PyObject* item = PySequence_Fast_GET_ITEM(fast.ptr(), i);
-        texts.kept.push_back(py::reinterpret_borrow<py::object>(item));
-        texts.views.push_back(view(item, texts.kept));
-    }
+    for (Py_ssize_t i = 0; i < count; ++i)
+        texts.views.push_back(view(PyTuple_GET_ITEM(items.ptr(), i), texts.kept));
 }
 
 // Text i is buffer[offsets[i]:offsets[i + 1]].
@@ -65,58 +63,21 @@ void read_packed(const py::buffer_info& buffer, const Offsets& offsets, Texts& t
     }
 }
 
-// Each different text is compiled once, by the threads that grade.
-class GoldTable {
-public:
-    void add(py::handle gold, std::vector<const Gold*>& wanted) {
-        if (py::isinstance<Gold>(gold)) {
-            kept_.push_back(py::reinterpret_borrow<py::object>(gold));
-            wanted.push_back(gold.cast<const Gold*>());
-            return;
-        }
-        if (PyUnicode_Check(gold.ptr()) || PyBytes_Check(gold.ptr())) {
-            kept_.push_back(py::reinterpret_borrow<py::object>(gold));
-            const auto text = view(gold.ptr(), kept_);
-            const auto [at, is_new] = index_.try_emplace(text, texts_.size());
-            if (is_new) texts_.push_back(text);
-            open_.push_back({&wanted, wanted.size(), at->second});
-            wanted.push_back(nullptr);
-            return;
-        }
-        for (const py::handle one : py::reinterpret_borrow<py::iterable>(gold)) add(one, wanted);
+// A gold is text, a compiled one (of Python's Gold as well), or several of them.
+void read_gold(py::handle gold, Golds& golds, std::vector<py::object>& kept) {
+    if (PyUnicode_Check(gold.ptr()) || PyBytes_Check(gold.ptr())) {
+        golds.sources.push_back({nullptr, view(gold.ptr(), kept)});
+    } else if (py::isinstance<Gold>(gold)) {
+        golds.sources.push_back({gold.cast<const Gold*>(), {}});
+    } else if (py::hasattr(gold, "_compiled")) {
+        read_gold(gold.attr("_compiled"), golds, kept);
+    } else {
+        const py::object items = items_of(gold);
+        kept.push_back(items);
+        for (const py::handle one : py::reinterpret_borrow<py::tuple>(items))
+            read_gold(one, golds, kept);
     }
-
-    // Needs no interpreter.
-    void compile(int threads) {
-        golds_.resize(texts_.size());
-        parallel_for(static_cast<int64_t>(texts_.size()), std::min(threads, 256),
-                     [&](int64_t begin, int64_t end) {
-                         for (int64_t i = begin; i < end; ++i) {
-                             try {
-                                 golds_[i] = std::make_unique<Gold>(texts_[i]);
-                             } catch (...) {  // no memory: nothing leaves the thread
-                                 golds_[i] = nullptr;
-                             }
-                         }
-                     });
-        static const Gold kNone{std::string_view()};
-        for (const auto& slot : open_) {
-            const Gold* gold = golds_[slot.text].get();
-            (*slot.wanted)[slot.at] = gold ? gold : &kNone;
-        }
-    }
-
-private:
-    struct Slot {
-        std::vector<const Gold*>* wanted;
-        size_t at, text;
-    };
-    std::unordered_map<std::string_view, size_t> index_;
-    std::vector<std::string_view> texts_;
-    std::vector<std::unique_ptr<Gold>> golds_;
-    std::vector<Slot> open_;
-    std::vector<py::object> kept_;
-};
+}
 
 PyObject* owned(PyObject* object) {
     if (!object) throw py::error_already_set();
@@ -168,27 +129,28 @@ py::list grade(const py::object& completions, const py::object& offsets, const p
     options.rules = {bare_percent, six_digits};
     Texts texts;
     py::buffer_info buffer;
+    const py::object items = offsets.is_none() ? items_of(completions) : py::none();
     if (offsets.is_none()) {
-        read_list(completions, texts);
+        read_list(items, texts);
     } else {
         buffer = py::cast<py::buffer>(completions).request();
         read_packed(buffer, py::cast<Offsets>(offsets), texts);
     }
-    const py::object fast =
-        py::reinterpret_steal<py::object>(PySequence_Fast(golds.ptr(), "golds are a sequence"));
-    if (!fast) throw py::error_already_set();
-    const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
+    const py::tuple gold_items = py::reinterpret_borrow<py::tuple>(items_of(golds));
+    const size_t count = gold_items.size();
     if (count != texts.views.size())
         throw py::value_error(std::to_string(texts.views.size()) + " completions came with " +
                               std::to_string(count) + " golds; give one each");
-    Golds wanted(count);
-    GoldTable table;
-    for (size_t i = 0; i < count; ++i)
-        table.add(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(i)), wanted[i]);
+    Golds wanted;
+    wanted.sources.reserve(count);
+    wanted.offsets.reserve(count + 1);
+    for (const py::handle gold : gold_items) {
+        read_gold(gold, wanted, texts.kept);
+        wanted.offsets.push_back(wanted.sources.size());
+    }
     std::vector<Verdict> verdicts(count);
     {
         py::gil_scoped_release released;
-        table.compile(threads);
         grade_all(texts.views, wanted, options, threads, verdicts.data());
     }
     py::list result(count);

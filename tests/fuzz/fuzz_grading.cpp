@@ -62,10 +62,10 @@ bool same(const Verdict& a, const Verdict& b) {
     assert(gold.kind() && gold.problem());
     assert(gold.is_readable() || *gold.problem());
 
-    const std::vector<const Gold*> wanted{&gold};
+    const GoldSource wanted{&gold, {}}, text{nullptr, gold_text};  // compiled, and not
     const std::vector<std::string_view> texts{completion, gold_text, completion};
     Verdict verdicts[3];
-    grade_all(texts, {wanted, wanted, wanted}, options, 1, verdicts);
+    grade_all(texts, {{wanted, wanted, text}, {0, 1, 2, 3}}, options, 1, verdicts);
     assert(same(verdicts[0], verdicts[2]));
     for (int i = 0; i < 2; ++i) {
         const Verdict& verdict = verdicts[i];
@@ -86,7 +86,7 @@ bool same(const Verdict& a, const Verdict& b) {
     // a second gold takes nothing away
     const Gold other("7");
     Verdict either;
-    grade_all({completion}, {{&other, &gold}}, options, 1, &either);
+    grade_all({completion}, {{{&other, {}}, wanted}, {0, 2}}, options, 1, &either);
     assert(either.reason == Reason::correct);
 }
 
