@@ -11,7 +11,10 @@ cd "$scratch"
 rm -f fastrl/*.so
 flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
 CFLAGS="$flags" CXXFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" "$python" setup.py --quiet build_ext --inplace
-nm fastrl/_C*.so | grep -q __asan_report || { echo "the extension was built without sanitizers" >&2; exit 1; }
+if ! nm fastrl/_C*.so | grep __asan_report >/dev/null; then
+    echo "the extension was built without sanitizers" >&2
+    exit 1
+fi
 # the copy's fastrl, with the kernels where the package expects them
 ln -s ../kernels fastrl/kernels
 export PYTHONPATH="$scratch" ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0
