@@ -16,6 +16,7 @@ namespace fastrl::FASTRL_ISA {
 constexpr int WIDTH = FASTRL_WIDTH;
 using Floats = float __attribute__((vector_size(4 * WIDTH)));
 using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
+using Words = uint32_t __attribute__((vector_size(4 * WIDTH)));
 using Halves = uint16_t __attribute__((vector_size(2 * WIDTH)));
 
 struct BFloat16 {
@@ -139,7 +140,8 @@ FASTRL_INLINE Floats exp2(Floats t) {
     p = p * f + 0.24022647738456726f;
     p = p * f + 0.6931471824645996f;
     p = p * f + 1.0f;
-    return as_floats(as_ints(p) + (as_ints(shifted) << 23));
+    // without a sign: with a NaN the sum overflows
+    return as_floats((Ints)((Words)as_ints(p) + ((Words)as_ints(shifted) << 23)));
 }
 
 // To 2 units in the last place. The polynomial is the minimax of tanh(u) / u on [0, 0.6].
