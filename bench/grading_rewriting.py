@@ -16,6 +16,16 @@ from fastrl.bench.grading_forms import Half, Random, fraction_forms, random_frac
 X, Y = sympy.symbols("x y")
 
 
+Form = tuple[str, str, str]  # its name, gold, prediction
+
+
+def either(rng: Random, equal: Sequence[Form], different: Sequence[Form]) -> Half:
+    """One of the equal or of the different forms, half of each."""
+    if rng.random() < 0.5:
+        return (*rng.choice(equal), True)
+    return (*rng.choice(different), False)
+
+
 def roots(rng: Random) -> Half:
     """Surds: radicands with squares taken out, denominators made rational, nested ones."""
     a, b = rng.randint(2, 12), rng.choice((2, 3, 5, 6, 7, 10, 11))
@@ -47,9 +57,7 @@ def roots(rng: Random) -> Half:
         ("other decimal, long", rf"{a}\sqrt{{{b}}}", str(sympy.N(a * sympy.sqrt(b), 45))),
         ("changed digit", rf"{a}\sqrt{{{b}}}", rf"{a + 1}\sqrt{{{b}}}"),
     ]
-    if rng.random() < 0.5:
-        return (*rng.choice(equal), True)
-    return (*rng.choice(different), False)
+    return either(rng, equal, different)
 
 
 def closed(rng: Random) -> Half:
@@ -213,9 +221,7 @@ def piecewise(rng: Random) -> Half:
         ("other, floor of twice", rf"{n}+\lfloor 2x\rfloor", rf"{n}+2\lfloor x\rfloor"),
         ("other, rounded", rf"\lfloor x\rfloor+{n}", rf"\lfloor x+\frac12\rfloor+{n}"),
     ]
-    if rng.random() < 0.5:
-        return (*rng.choice(equal), True)
-    return (*rng.choice(different), False)
+    return either(rng, equal, different)
 
 
 def complex_numbers(rng: Random) -> Half:
@@ -371,9 +377,7 @@ def intervals(rng: Random) -> Half:
         ("other operation", two, two.replace(r"\cup", r"\cap")),
         ("other, one part", two, joined(rng, (a, b), "(", ")")),
     ]
-    if rng.random() < 0.5:
-        return (*rng.choice(equal), True)
-    return (*rng.choice(different), False)
+    return either(rng, equal, different)
 
 
 def equations(rng: Random) -> Half:
@@ -429,9 +433,7 @@ def inequalities(rng: Random) -> Half:
         ("other variable", f"x > {low}", f"y > {low}"),
         ("other, one bound", rf"{low} < x < {high}", f"x < {high}"),
     ]
-    if rng.random() < 0.5:
-        return (*rng.choice(equal), True)
-    return (*rng.choice(different), False)
+    return either(rng, equal, different)
 
 
 def matrices(rng: Random) -> Half:

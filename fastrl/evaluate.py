@@ -107,8 +107,8 @@ def evaluate(
     """Sample `params.n` responses to every example and grade them.
 
     The random numbers depend on `seed`, `stream`, `step` and the examples' ids: two policies are
-    compared on the same ones. `mode` is where a response
-    has its answer (grading.MODES); `on_event` is told of every response as it finishes.
+    compared on the same ones. `mode` (of grading.MODES) is where a response has its answer;
+    `on_event` is told of every response as it finishes.
     Raises UsageError as `Sampler.generate` does, and for an empty set of examples.
     """
     if not examples:

@@ -50,7 +50,7 @@ void find_all(std::string_view text, const Anchor& anchor, std::vector<size_t>& 
 namespace {
 
 // What follows the verb after an anchor; false where there is none.
-bool after_verb(std::string_view text, bool needs_verb, std::string_view& value) {
+bool after_verb(std::string_view text, std::string_view& value) {
     auto rest = text;
     const auto line = rest.substr(0, std::min(rest.find('\n'), rest.size()));
     size_t best = kNone, size = 0;
@@ -73,8 +73,7 @@ bool after_verb(std::string_view text, bool needs_verb, std::string_view& value)
     }
     if (best == kNone) {
         const auto bare = trim(line);
-        if (needs_verb && bare.find_first_not_of("*_:#") != kNone) return false;
-        if (needs_verb && line.size() == rest.size()) return false;
+        if (bare.find_first_not_of("*_:#") != kNone || line.size() == rest.size()) return false;
     } else {
         rest.remove_prefix(best + size);
     }
@@ -198,8 +197,7 @@ std::vector<std::string_view> anchored(std::string_view region, bool choice) {
         if (!hash && starts(text, "s")) text.remove_prefix(1);
         if (!hash && !text.empty() && is_letter(text[0])) continue;  // "answered"
         std::string_view value;
-        if (hash ? (value = skip_marks(text), value.empty()) : !after_verb(text, true, value))
-            continue;
+        if (hash ? (value = skip_marks(text), value.empty()) : !after_verb(text, value)) continue;
         if (hash &&
             text.substr(0, std::min(text.find('\n'), text.size())).find_first_not_of(" \t#*") ==
                 kNone)

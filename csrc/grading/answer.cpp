@@ -8,8 +8,6 @@ namespace fastrl::grading {
 
 namespace {
 
-constexpr int64_t kGoldBudget = 20'000;
-
 bool is_plain_integer(std::string_view text) {
     if (!text.empty() && text[0] == '-') text.remove_prefix(1);
     return !text.empty() && std::all_of(text.begin(), text.end(), is_digit);
@@ -211,7 +209,7 @@ void Gold::compile(std::string_view text) {
     if (answer_.is_integer) return;
     if (answer_.reading == Reading::limit) problem_ = "limit";
     if (answer_.reading != Reading::ok) return;
-    Budget budget{kGoldBudget};
+    Budget budget{kDefaultBudget};
     const Rules rules;
     Comparer comparer(budget, rules);
     const Match match = comparer.equal(answer_.ref(), answer_.ref());
@@ -303,30 +301,22 @@ Match Gold::compare_options(const Answer& answer, Budget& budget, const Rules& r
                             bool& decided) const {
     const Option &asked = answer_.option, &given = answer.option;
     if (!asked.letter && !given.letter) return Match::no;
-    const auto same = [&](std::string_view gold_text, const Answer* gold, std::string_view text,
-                          const Answer* read) {
-        Answer a, b;
-        if (!gold) a.read(gold_text);
-        if (!read) b.read(text);
-        const Answer &x = gold ? *gold : a, &y = read ? *read : b;
-        if (x.text == y.text) return Match::yes;
-        if (x.reading != Reading::ok || y.reading != Reading::ok) return Match::no;
-        return Comparer(budget, rules).equal(x.ref(), y.ref());
+    const auto same = [&](const Answer& gold, const Answer& other) {
+        if (gold.text == other.text) return Match::yes;
+        if (gold.reading != Reading::ok || other.reading != Reading::ok) return Match::no;
+        return Comparer(budget, rules).equal(gold.ref(), other.ref());
     };
+    Answer gold_rest, rest;
+    if (!asked.rest.empty()) gold_rest.read(asked.rest);
+    if (!given.rest.empty()) rest.read(given.rest);
+    decided = true;
     if (asked.letter && given.letter) {
-        decided = true;
         if (asked.letter != given.letter) return Match::no;
-        if (asked.rest.empty() || given.rest.empty()) return Match::yes;
-        return same(asked.rest, nullptr, given.rest, nullptr);
+        return asked.rest.empty() || given.rest.empty() ? Match::yes : same(gold_rest, rest);
     }
-    if (asked.letter && !asked.rest.empty()) {
-        decided = true;
-        return same(asked.rest, nullptr, {}, &answer);
-    }
-    if (given.letter && !given.rest.empty()) {
-        decided = true;
-        return same({}, &answer_, given.rest, nullptr);
-    }
+    if (!asked.rest.empty()) return same(gold_rest, answer);
+    if (!given.rest.empty()) return same(answer_, rest);
+    decided = false;
     return Match::no;
 }
 

@@ -47,10 +47,9 @@ struct Approximation {
         return finished(s, value);
     }
 
-    // An exact radicand of so many digits that its root may lie too near to another.
-    bool is_unclear(const Ref& radicand) {
-        Rational under;
-        Budget aside{1000};
+    // Whether the radicand is `under`, of so many digits that its root may lie too near to another.
+    bool is_unclear(const Ref& radicand, Rational& under) {
+        Budget aside{kAside};
         return exact(radicand, place, under, aside) == Status::ok &&
                (under.numerator.digits() > kClearDigits ||
                 under.denominator.digits() > kClearDigits);
@@ -65,7 +64,8 @@ struct Approximation {
         if (rational && as_small_integer(constant, n, aside) && std::abs(n) < 1'000'000'000)
             return power(base, n, value);
         budget.spend(kFunctionCost);
-        if (rational && is_unclear(under)) return Status::limit;
+        Rational exact_base;
+        if (rational && is_unclear(under, exact_base)) return Status::limit;
         if (rational && base.is_real() && base.real.high < 0) {
             // a real root of odd degree
             const uint64_t degree = constant.denominator.up_to(1001);
@@ -83,7 +83,7 @@ struct Approximation {
     Status root_of(const Ball& a, const Ref& radicand, const Ref& degree, Ball& value) {
         Rational constant;
         int64_t n;
-        Budget aside{1000};
+        Budget aside{kAside};
         Status s = exact(degree, place, constant, aside);
         budget.spend(kFunctionCost);
         if (s != Status::ok || !as_small_integer(constant, n, aside)) {
@@ -92,9 +92,8 @@ struct Approximation {
             return s == Status::ok ? power(a, index, value) : s;
         }
         if (n == 0) return Status::undefined;
-        if (is_unclear(radicand)) {
-            Rational under, perfect;  // a perfect power has an exact value
-            exact(radicand, place, under, aside);
+        if (Rational under; is_unclear(radicand, under)) {
+            Rational perfect;  // a perfect power has an exact value
             if (exact_root(under, n, perfect, budget) != Status::ok) return Status::limit;
             value = ball(perfect);
             return Status::ok;

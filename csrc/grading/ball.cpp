@@ -175,7 +175,7 @@ Ball ball(const Rational& value) {
         }
         return sum;
     };
-    // only the leading limbs of both matter, and their distance decides what is left out
+    // beyond the range of a double nothing is known
     Ball quotient;
     if (value.numerator.size() > 15 || value.denominator.size() > 15) {
         quotient.error = HUGE_VAL;
@@ -280,7 +280,6 @@ Status apply(Function function, const Ball& a, Ball& result) {
         case Function::ceil: return rounded(function, a, result);
         case Function::real_part: result = {a.real, {}, a.error}; return Status::ok;
         case Function::imaginary_part: result = {a.imaginary, {}, a.error}; return Status::ok;
-        case Function::conjugate: result = {a.real, -a.imaginary, a.error}; return Status::ok;
         default: return Status::unsupported;
     }
 }

@@ -21,7 +21,7 @@ enum class Function : uint8_t {
     sin, cos, tan, cot, sec, csc,
     arcsin, arccos, arctan, arccot, arcsec, arccsc,
     sinh, cosh, tanh, coth, arcsinh, arccosh, arctanh,
-    exp, log, cis, sqrt, abs, floor, ceil, gcd, lcm, max, min, real_part, imaginary_part, conjugate,
+    exp, log, cis, sqrt, abs, floor, ceil, gcd, lcm, max, min, real_part, imaginary_part,
 };
 // clang-format on
 

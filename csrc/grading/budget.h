@@ -15,6 +15,8 @@ constexpr int kMostVariables = 64;
 constexpr size_t kMostElements = 512;
 constexpr size_t kMostLimbs = 274;  // of 18 digits: integers of 16,384 bits
 
+constexpr int64_t kDefaultBudget = 20'000;  // operations of a comparison
+
 // An operation is a product of two limbs of 18 digits, a node evaluated, or a comparison; a
 // transcendental function costs kFunctionCost of them.
 constexpr int64_t kFunctionCost = 20;

@@ -73,6 +73,16 @@ bool is_region(const Ref& ref) {
     }
 }
 
+// 4:30 may be a time of day: minutes have two digits.
+bool is_time(const Refs& parts) {
+    if (parts.size() != 2 || parts[0]->kind != Kind::number || parts[1]->kind != Kind::number)
+        return false;
+    const Number& hours = parts[0].tree->numbers[parts[0]->value];
+    const Number& minutes = parts[1].tree->numbers[parts[1]->value];
+    return hours.width <= 2 && minutes.width == 2 && hours.value.numerator.up_to(25) < 25 &&
+           minutes.value.numerator.up_to(60) < 60;
+}
+
 }  // namespace
 
 Refs children_of(const Ref& ref) {
@@ -107,6 +117,12 @@ bool is_equation(const Ref& relation) {
     for (int32_t i = 0; i + 1 < relation->count; ++i)
         if (relation_after(relation, i) != Relation::equal) return false;
     return true;
+}
+
+int infinite_sign(const Ref& ref) {
+    if (ref->kind == Kind::constant && ref->id == static_cast<uint8_t>(Constant::infinity))
+        return 1;
+    return ref->kind == Kind::negative ? -infinite_sign(ref.child(0)) : 0;
 }
 
 Match Comparer::equal(const Ref& gold, const Ref& answer) {
@@ -296,16 +312,6 @@ void Comparer::drop_twins(Refs& refs) {
     refs = std::move(kept);
 }
 
-// 4:30 may be a time of day: minutes have two digits.
-bool is_time(const Refs& parts) {
-    if (parts.size() != 2 || parts[0]->kind != Kind::number || parts[1]->kind != Kind::number)
-        return false;
-    const Number& hours = parts[0].tree->numbers[parts[0]->value];
-    const Number& minutes = parts[1].tree->numbers[parts[1]->value];
-    return hours.width <= 2 && minutes.width == 2 && hours.value.numerator.up_to(25) < 25 &&
-           minutes.value.numerator.up_to(60) < 60;
-}
-
 // a : b : c up to a factor; what may be a time, or has a part of zero, as it stands.
 Match Comparer::ratios(const Ref& gold, const Ref& answer) {
     const Refs a = children_of(gold), b = children_of(answer);
@@ -319,14 +325,13 @@ Match Comparer::ratios(const Ref& gold, const Ref& answer) {
     if (std::any_of(a.begin(), a.end(), is_zero) || std::any_of(b.begin(), b.end(), is_zero))
         return Match::no;
     for (size_t i = 1; i < a.size(); ++i) {
-        const Ref gold_pair[2] = {a[0], a[i]}, pair[2] = {b[0], b[i]};
-        Rational exact_cells[4], left, right;
-        const Ref all[4] = {a[0], a[i], b[0], b[i]};
+        const Ref cells[4] = {a[0], a[i], b[0], b[i]};
+        Rational values[4], left, right;
         Status known = Status::ok;
         for (int j = 0; j < 4 && known == Status::ok; ++j)
-            known = exact(all[j], {}, exact_cells[j], budget_);
-        if (known == Status::ok) known = multiply(exact_cells[0], exact_cells[3], left, budget_);
-        if (known == Status::ok) known = multiply(exact_cells[1], exact_cells[2], right, budget_);
+            known = exact(cells[j], {}, values[j], budget_);
+        if (known == Status::ok) known = multiply(values[0], values[3], left, budget_);
+        if (known == Status::ok) known = multiply(values[1], values[2], right, budget_);
         if (known == Status::limit) return Match::limit;
         if (known == Status::ok) {
             int order;
@@ -334,15 +339,14 @@ Match Comparer::ratios(const Ref& gold, const Ref& answer) {
             if (order != 0) return Match::no;
             continue;
         }
-        uint64_t cells[4];
         for (const uint64_t prime : {kPrime, kSecondPrime}) {
-            Status s = modular(gold_pair[0], prime, 0, cells[0], budget_);
-            if (s == Status::ok) s = modular(gold_pair[1], prime, 0, cells[1], budget_);
-            if (s == Status::ok) s = modular(pair[0], prime, 0, cells[2], budget_);
-            if (s == Status::ok) s = modular(pair[1], prime, 0, cells[3], budget_);
+            uint64_t residues[4];
+            Status s = Status::ok;
+            for (int j = 0; j < 4 && s == Status::ok; ++j)
+                s = modular(cells[j], prime, 0, residues[j], budget_);
             if (s == Status::limit) return Match::limit;
-            if (s != Status::ok) return Match::no;
-            if (multiply(cells[0], cells[3], prime) != multiply(cells[1], cells[2], prime))
+            if (s != Status::ok || multiply(residues[0], residues[3], prime) !=
+                                       multiply(residues[1], residues[2], prime))
                 return Match::no;
         }
     }

@@ -69,6 +69,8 @@ private:
 // The elements of a list or set; both values of something with a \pm.
 Refs members_of(const Ref& ref);
 bool is_equation(const Ref& relation);
+// 1 and -1 of the two infinities, 0 of anything else.
+int infinite_sign(const Ref& ref);
 Refs children_of(const Ref& ref);
 Relation relation_after(const Ref& relation, int32_t member);
 

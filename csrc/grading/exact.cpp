@@ -118,9 +118,8 @@ Status exact_power(const Rational& base, const Rational& exponent, Rational& val
     return power(root, n, value, budget);
 }
 
-Status exact_floor(const Rational& a, bool up, Rational& value, Budget& budget) {
+Status exact_floor(const Rational& a, bool up, Rational& value) {
     const uint64_t bound = 1'000'000'000'000'000'000;
-    (void)budget;
     const uint64_t top = a.numerator.up_to(bound), bottom = a.denominator.up_to(bound);
     if (bottom == bound) return Status::unsupported;
     if (a.is_integer()) {
@@ -143,8 +142,8 @@ Status exact_function(Function function, const std::vector<Rational>& a, Rationa
             value = a[0];
             value.negative = false;
             return Status::ok;
-        case Function::floor: return exact_floor(a[0], false, value, budget);
-        case Function::ceil: return exact_floor(a[0], true, value, budget);
+        case Function::floor: return exact_floor(a[0], false, value);
+        case Function::ceil: return exact_floor(a[0], true, value);
         case Function::max:
         case Function::min:
             value = a[0];

@@ -81,9 +81,11 @@ Reason compare(std::string_view text, const Wanted& golds, const Options& option
     return reason;
 }
 
-void set_span(Verdict& verdict, std::string_view completion, const char* begin, const char* end) {
-    verdict.begin = begin - completion.data();
-    verdict.end = end - completion.data();
+// From `first` to `last`, which lie in the completion.
+void set_span(Verdict& verdict, std::string_view completion, std::string_view first,
+              std::string_view last) {
+    verdict.begin = first.data() - completion.data();
+    verdict.end = last.data() + last.size() - completion.data();
 }
 
 Verdict grade_one(std::string_view completion, const Wanted& golds, const Options& options,
@@ -99,9 +101,7 @@ Verdict grade_one(std::string_view completion, const Wanted& golds, const Option
     }
     verdict.reason = found.reason;
     const bool has_answer = !found.answer.empty();
-    if (has_answer)
-        set_span(verdict, completion, found.answer.data(),
-                 found.answer.data() + found.answer.size());
+    if (has_answer) set_span(verdict, completion, found.answer, found.answer);
     if (std::none_of(golds.begin(), golds.end(), [](const Gold* g) { return g->is_readable(); })) {
         verdict.reason = Reason::gold_empty;
         return verdict;
@@ -133,8 +133,7 @@ Verdict grade_one(std::string_view completion, const Wanted& golds, const Option
             if (!verdict.joined.empty()) verdict.joined += ", ";
             verdict.joined += part;
         }
-        const auto last = found.joined.back();
-        set_span(verdict, completion, found.joined.front().data(), last.data() + last.size());
+        set_span(verdict, completion, found.joined.front(), found.joined.back());
         // they are one value
         const size_t others =
             found.values.size() - std::min(found.values.size(), found.joined.size());
@@ -150,8 +149,7 @@ Verdict grade_one(std::string_view completion, const Wanted& golds, const Option
         if (verdict.reason == Reason::correct) return verdict;
         // or the last box says it all again
         verdict.joined.clear();
-        set_span(verdict, completion, found.answer.data(),
-                 found.answer.data() + found.answer.size());
+        set_span(verdict, completion, found.answer, found.answer);
     }
     verdict.reason = compare(found.answer, golds, options, scratch);
     return verdict;

@@ -13,7 +13,7 @@ namespace fastrl::grading {
 struct Options {
     Mode mode = Mode::box;
     bool is_answer = false;  // a completion is the answer itself
-    int64_t budget_ops = 20'000;
+    int64_t budget_ops = kDefaultBudget;
     bool last_of_many = false;  // the last value pays, however many there are
     Rules rules;
 };

@@ -8,12 +8,6 @@ namespace {
 
 constexpr size_t kMostPieces = 128;
 
-int infinite_sign(const Ref& ref) {
-    if (ref->kind == Kind::constant && ref->id == static_cast<uint8_t>(Constant::infinity))
-        return 1;
-    return ref->kind == Kind::negative ? -infinite_sign(ref.child(0)) : 0;
-}
-
 Order order_of(const Endpoint& a, const Endpoint& b, Budget& budget) {
     if (a.infinite || b.infinite)
         return a.infinite < b.infinite   ? Order::below

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "commands.h"
 #include "tree.h"
 #include "words.h"
 
@@ -74,6 +75,9 @@ private:
     int32_t number(Number number);
     int32_t integer(uint64_t value) { return number({{false, Integer{value}, Integer{1}}}); }
     int32_t symbol(std::string_view name);
+    int32_t constant(uint8_t id);
+    int32_t number_set(uint8_t letter);
+    int32_t words(std::string_view text);
     int32_t with_sign(Kind sign, int32_t node);
     int32_t scaled(const std::vector<int32_t>& factors, int32_t matrix, bool negative);
     bool is_plain_integer(int32_t node) const;
@@ -90,6 +94,8 @@ private:
     int32_t ratio();
 
     // ---- brackets (parse_structure.cpp) ----
+    bool items(std::vector<int32_t>& items, bool semicolons);
+    bool skip_group();
     int32_t bracketed();
     int32_t braces();
     int32_t french_interval();

@@ -26,6 +26,20 @@ uint8_t inverse_of(uint8_t function) {
 
 }  // namespace
 
+int32_t Parser::constant(uint8_t which) {
+    Node node{Kind::constant};
+    node.id = which;
+    if (which == id(Constant::i)) node.flags = kHasImaginary | kIsIrrational;
+    if (which == id(Constant::infinity)) node.flags = kHasInfinity | kIsIrrational;
+    return add(node);
+}
+
+int32_t Parser::number_set(uint8_t letter) {
+    Node node{Kind::number_set};
+    node.id = letter;
+    return add(node);
+}
+
 int32_t Parser::atom() {
     switch (now().kind) {
         case Tok::number: return number_atom();
@@ -33,19 +47,9 @@ int32_t Parser::atom() {
         case Tok::word: return is_word() ? fail() : name_atom();
         case Tok::constant: {
             if (ahead(1).kind == Tok::underscore || ahead(1).kind == Tok::prime) return name_atom();
-            Node node{Kind::constant};
-            node.id = now().id;
-            if (node.id == id(Constant::i)) node.flags = kHasImaginary | kIsIrrational;
-            if (node.id == id(Constant::infinity)) node.flags = kHasInfinity | kIsIrrational;
-            ++at_;
-            return add(node);
+            return constant(tokens_.tokens[at_++].id);
         }
-        case Tok::set: {
-            Node node{Kind::number_set};
-            node.id = now().id;
-            ++at_;
-            return add(node);
-        }
+        case Tok::set: return number_set(tokens_.tokens[at_++].id);
         case Tok::empty_set: ++at_; return add(Node{Kind::set});
         case Tok::open: return is(Tok::open, '{') ? braces() : bracketed();
         case Tok::close: return is(Tok::close, ']') ? french_interval() : fail();
@@ -76,7 +80,7 @@ int32_t Parser::number_atom() {
     const NumberText text = tokens_.numbers[token.number];
     ++at_;
     if (is(Tok::underscore)) return based_number(text);
-    Budget budget{20'000};
+    Budget budget{kDefaultBudget};
     Rational value{false, Integer::from_digits(text.digits), Integer{1}};
     const int64_t places = text.decimals - text.exponent;
     if (places > static_cast<int64_t>(18 * kMostLimbs) ||
@@ -122,7 +126,7 @@ int32_t Parser::based_number(const NumberText& numeral) {
     if (parens && !eat(Tok::close, ')')) return fail();
     if (braces && !eat(Tok::group_close)) return fail();
     if (base < 2 || base > 36 || numeral.has_point || numeral.has_exponent) return fail();
-    Budget budget{20'000};
+    Budget budget{kDefaultBudget};
     const Integer radix{static_cast<uint64_t>(base)};
     Integer value;
     for (const char c : numeral.digits) {
@@ -194,17 +198,14 @@ int32_t Parser::group() {
     if (deeper.too_deep()) return -1;
     ++at_;
     ++groups_;
-    std::vector<int32_t> items;
-    do {
-        items.push_back(item());
-        if (items.back() < 0) return -1;
-    } while (eat(Tok::comma));
+    std::vector<int32_t> found;
+    if (!items(found, false)) return -1;
     --groups_;
     if (!eat(Tok::group_close)) return fail();
-    if (items.size() > kMostElements) return fail(Reading::limit);
-    if (items.size() > 1) return add(Node{Kind::set}, items);
+    if (found.size() > kMostElements) return fail(Reading::limit);
+    if (found.size() > 1) return add(Node{Kind::set}, found);
     // a sum in braces is one factor: {1+2}x. What it is otherwise stays visible.
-    return items[0];
+    return found[0];
 }
 
 int32_t Parser::absolute_value() {

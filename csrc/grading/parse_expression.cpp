@@ -279,7 +279,7 @@ int32_t Parser::postfix(int32_t node) {
                 ++at_;
                 node = with_unit(node, {{scale == "C" ? kCelsiusUnit : kFahrenheitUnit, 1}});
             } else {
-                node = expression(Kind::degrees, {node}, 0, kHasDegrees);
+                node = expression(Kind::degrees, {node});
             }
         } else if (is(Tok::caret) && tree_.at(node).kind == Kind::matrix && eat_transpose()) {
             node = transposed(node);
@@ -331,13 +331,7 @@ int32_t Parser::exponent() {
         const int32_t above = exponent();
         node = above < 0 ? -1 : expression(Kind::power, {node, above}, 0, kIsIrrational);
     }
-    if (node < 0 || !negative) return node;
-    if (tree_.at(node).kind == Kind::number) {
-        Number opposite = tree_.numbers[tree_.at(node).value];
-        opposite.value = negated(std::move(opposite.value));
-        return number(std::move(opposite));
-    }
-    return expression(Kind::negative, {node});
+    return negative ? with_sign(Kind::negative, node) : node;
 }
 
 }  // namespace fastrl::grading

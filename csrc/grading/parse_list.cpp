@@ -112,7 +112,7 @@ bool Parser::expand_ellipsis(std::vector<int32_t>& elements) {
     const size_t n = elements.size();
     if (n < 4 || elements[n - 2] != -2 || std::count(elements.begin(), elements.end(), -2) != 1)
         return false;
-    Budget budget{20'000};
+    Budget budget{kDefaultBudget};
     std::vector<int64_t> values;
     for (const int32_t node : elements) {
         if (node == -2) continue;
@@ -171,7 +171,7 @@ int32_t Parser::element() {
 
 // Words up to the end of the element: an answer in plain text, or the name before an equals sign.
 int32_t Parser::text_element() {
-    std::string words;
+    std::string said;
     int count = 0;
     bool hedged = false;  // "43 not" names nothing
     const size_t begin = at_;
@@ -186,9 +186,9 @@ int32_t Parser::text_element() {
             case Tok::symbol:
             case Tok::constant: part = text(now()); break;
             case Tok::minus:
-                if (ahead(1).kind == Tok::number) words += " -";
+                if (ahead(1).kind == Tok::number) said += " -";
                 continue;
-            case Tok::slash: words += '/'; continue;
+            case Tok::slash: said += '/'; continue;
             case Tok::period:
             case Tok::bang:
             case Tok::colon:
@@ -196,11 +196,7 @@ int32_t Parser::text_element() {
             case Tok::relation: {
                 if (now().id != static_cast<uint8_t>(Relation::equal) || count == 0 || hedged)
                     return fail();
-                Node name{Kind::texts};
-                name.flags = kHasUnreadable;
-                name.value = static_cast<int32_t>(tree_.texts.size());
-                tree_.texts.push_back(words);
-                const int32_t left = add(name);
+                const int32_t left = words(said);
                 ++at_;
                 const int32_t right = operand();
                 if (left < 0 || right < 0) return -1;
@@ -211,31 +207,28 @@ int32_t Parser::text_element() {
             }
             default: return fail();
         }
-        if (count > 0) words += ' ';
-        words += part;
+        if (count > 0) said += ' ';
+        said += part;
         ++count;
     }
     if (count == 1)
-        if (const int value = number_word(words); value >= 0)
+        if (const int value = number_word(said); value >= 0)
             return integer(static_cast<uint64_t>(value));
-    const auto said = phrase(words);
-    if (said == "no solution") return add(Node{Kind::set});
-    if (said == "infinity" || said == "negative infinity") {
-        Node infinity{Kind::constant};
-        infinity.id = static_cast<uint8_t>(Constant::infinity);
-        infinity.flags = kHasInfinity | kIsIrrational;
-        const int32_t node = add(infinity);
-        return said == "infinity" ? node : expression(Kind::negative, {node});
+    const auto meaning = phrase(said);
+    if (meaning == "no solution") return add(Node{Kind::set});
+    if (meaning == "infinity" || meaning == "negative infinity") {
+        const int32_t node = constant(static_cast<uint8_t>(Constant::infinity));
+        return meaning == "infinity" ? node : expression(Kind::negative, {node});
     }
-    if (said == "all real numbers") {
-        Node reals{Kind::number_set};
-        reals.id = 'R';
-        return add(reals);
-    }
+    if (meaning == "all real numbers") return number_set('R');
+    return words(meaning);
+}
+
+int32_t Parser::words(std::string_view text) {
     Node node{Kind::texts};
     node.flags = kHasUnreadable;
     node.value = static_cast<int32_t>(tree_.texts.size());
-    tree_.texts.emplace_back(said);
+    tree_.texts.emplace_back(text);
     return add(node);
 }
 

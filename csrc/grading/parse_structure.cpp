@@ -9,6 +9,15 @@ int32_t Parser::item() {
     return node < 0 ? -1 : measured(node);
 }
 
+// The elements between brackets; false where one cannot be read.
+bool Parser::items(std::vector<int32_t>& items, bool semicolons) {
+    do {
+        items.push_back(item());
+        if (items.back() < 0) return false;
+    } while (eat(Tok::comma) || (semicolons && eat(Tok::semicolon)));
+    return true;
+}
+
 // (a), (a, b), [a, b), <a, b>, floor and ceiling.
 int32_t Parser::bracketed() {
     Deeper deeper(*this);
@@ -18,44 +27,41 @@ int32_t Parser::bracketed() {
     ++brackets_;
     const int builders = builders_, bars = bars_;
     builders_ = bars_ = 0;
-    std::vector<int32_t> items;
-    do {
-        items.push_back(item());
-        if (items.back() < 0) return -1;
-    } while (eat(Tok::comma) || eat(Tok::semicolon));
+    std::vector<int32_t> found;
+    if (!items(found, true)) return -1;
     --brackets_;
     builders_ = builders;
     bars_ = bars;
-    if (is(Tok::open, '[') && items.size() == 2 && (open == '[' || open == '(')) {
+    if (is(Tok::open, '[') && found.size() == 2 && (open == '[' || open == '(')) {
         ++at_;  // [2, 5[
         Node interval{Kind::interval};
         interval.id = open == '[' ? kLeftClosed : 0;
-        return add(interval, items);
+        return add(interval, found);
     }
     if (!is(Tok::close)) return fail();
     const char close = static_cast<char>(now().id);
     ++at_;
-    if (items.size() > kMostElements) return fail(Reading::limit);
+    if (found.size() > kMostElements) return fail(Reading::limit);
     if (open == 'f' || open == 'c') {
-        if (close != open || items.size() != 1) return fail();
+        if (close != open || found.size() != 1) return fail();
         const Function function = open == 'f' ? Function::floor : Function::ceil;
-        return expression(Kind::function, items, static_cast<uint8_t>(function),
+        return expression(Kind::function, found, static_cast<uint8_t>(function),
                           kIsIrrational | kIsPiecewise);
     }
     if (close == '}' || (open == '<') != (close == '>')) return fail();
     const bool left = open == '[', right = close == ']';
-    if (items.size() == 1) {
+    if (found.size() == 1) {
         if (left != right) return fail();
-        tree_.nodes[items[0]].flags |= kInBrackets;
-        return items[0];
+        tree_.nodes[found[0]].flags |= kInBrackets;
+        return found[0];
     }
-    if (items.size() == 2 && (left || right)) {
+    if (found.size() == 2 && (left || right)) {
         Node interval{Kind::interval};
         interval.id = static_cast<uint8_t>(left * kLeftClosed | right * kRightClosed);
-        return add(interval, items);
+        return add(interval, found);
     }
     if (left != right) return fail();
-    return add(Node{Kind::tuple}, items);
+    return add(Node{Kind::tuple}, found);
 }
 
 // ]a, b[
@@ -86,26 +92,29 @@ int32_t Parser::braces() {
     if (eat(Tok::close, '}')) return add(Node{Kind::set});
     ++brackets_;
     ++builders_;
-    std::vector<int32_t> items;
-    do {
-        items.push_back(item());
-        if (items.back() < 0) return -1;
-    } while (eat(Tok::comma) || eat(Tok::semicolon));
-    if (items.size() == 1 && (is(Tok::such_that) || is(Tok::bar) || is(Tok::colon))) {
+    std::vector<int32_t> found;
+    if (!items(found, true)) return -1;
+    if (found.size() == 1 && (is(Tok::such_that) || is(Tok::bar) || is(Tok::colon))) {
         ++at_;
-        const Kind kind = tree_.at(items[0]).kind;
+        const Kind kind = tree_.at(found[0]).kind;
         if (kind != Kind::symbol && kind != Kind::member) return fail();
-        items[0] = list();
-        if (items[0] < 0) return -1;
+        found[0] = list();
+        if (found[0] < 0) return -1;
         --brackets_;
         --builders_;
-        return eat(Tok::close, '}') ? items[0] : fail();
+        return eat(Tok::close, '}') ? found[0] : fail();
     }
     --brackets_;
     --builders_;
     if (!eat(Tok::close, '}')) return fail();
-    if (items.size() > kMostElements) return fail(Reading::limit);
-    return add(Node{Kind::set}, items);
+    if (found.size() > kMostElements) return fail(Reading::limit);
+    return add(Node{Kind::set}, found);
+}
+
+bool Parser::skip_group() {
+    if (!eat(Tok::group_open)) return false;
+    while (!is(Tok::group_close) && !is(Tok::stop)) ++at_;
+    return eat(Tok::group_close);
 }
 
 int32_t Parser::matrix() {
@@ -117,9 +126,7 @@ int32_t Parser::matrix() {
     ++at_;
     if (!eat(Tok::group_close)) return fail();
     if (name == "array") {
-        if (!eat(Tok::group_open)) return fail();
-        while (!is(Tok::group_close) && !is(Tok::stop)) ++at_;
-        if (!eat(Tok::group_close)) return fail();
+        if (!skip_group()) return fail();
     } else if (name.find("matrix") == std::string::npos) {
         return fail();
     }
@@ -142,9 +149,7 @@ int32_t Parser::matrix() {
         ++at_;
     }
     --brackets_;
-    if (columns < 0 || !eat(Tok::group_open)) return fail();
-    while (!is(Tok::group_close) && !is(Tok::stop)) ++at_;
-    if (!eat(Tok::group_close)) return fail();
+    if (columns < 0 || !skip_group()) return fail();
     Node node{Kind::matrix};
     node.value = columns;
     const int32_t made = add(node, cells);

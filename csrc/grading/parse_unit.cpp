@@ -27,7 +27,7 @@ int32_t Parser::with_unit(int32_t node, Unit unit) {
     if (node < 0) return -1;
     if (unit.size() == 1 && unit[0].second == 1) {
         if (unit[0].first == kPercentUnit) return expression(Kind::percent, {node});
-        if (unit[0].first == kDegreeUnit) return expression(Kind::degrees, {node}, 0, kHasDegrees);
+        if (unit[0].first == kDegreeUnit) return expression(Kind::degrees, {node});
     }
     if (unit.size() > 1)
         unit.erase(std::remove_if(unit.begin(), unit.end(),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "commands.h"
 #include "number_text.h"
 #include "words.h"
 
@@ -10,24 +11,6 @@ namespace fastrl::grading {
 namespace {
 
 bool is_beyond_ascii(char c) { return (c & 0x80) != 0; }
-
-// Whether a run of letters reads as a product of variables: abc, xyz, kmn, ABCD.
-bool is_product_run(std::string_view run) {
-    if (run.size() == 2) return !is_short_word(run);
-    if (run.size() > 4) return false;
-    return std::all_of(run.begin(), run.end(),
-                       [](char c) {
-                           return std::string_view("eiou").find(lower(c)) == std::string_view::npos;
-                       }) &&
-           (run.find_first_of("aA") == std::string_view::npos ||
-            run.find_first_not_of("abcdxyzABCDXYZ") == std::string_view::npos);
-}
-
-}  // namespace
-
-bool is_product(std::string_view run) { return run.size() > 1 && is_product_run(run); }
-
-namespace {
 
 class Lexer {
 public:
@@ -92,7 +75,6 @@ private:
         token.kind = kind;
         token.id = id;
         token.space = space_;
-        token.text = in_text();
         token.begin = static_cast<uint32_t>(begin);
         token.end = static_cast<uint32_t>(end);
         out_.tokens.push_back(token);
@@ -294,7 +276,7 @@ private:
                 return letter(at_);
             }
         }
-        if (!is_product_run(run)) return push_word(at_, end);
+        if (!is_product(run)) return push_word(at_, end);
         while (at_ < end) letter(at_);
     }
 
@@ -448,6 +430,18 @@ private:
 };
 
 }  // namespace
+
+bool is_product(std::string_view run) {
+    if (run.size() < 2) return false;
+    if (run.size() == 2) return !is_short_word(run);
+    if (run.size() > 4) return false;
+    return std::all_of(run.begin(), run.end(),
+                       [](char c) {
+                           return std::string_view("eiou").find(lower(c)) == std::string_view::npos;
+                       }) &&
+           (run.find_first_of("aA") == std::string_view::npos ||
+            run.find_first_not_of("abcdxyzABCDXYZ") == std::string_view::npos);
+}
 
 std::string_view trim(std::string_view text) {
     while (!text.empty() && is_space(text.front())) text.remove_prefix(1);

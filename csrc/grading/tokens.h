@@ -70,7 +70,6 @@ struct Token {
     Tok kind = Tok::stop;
     uint8_t id = 0;
     bool space = false;           // white space stands before it
-    bool text = false;            // inside of \text{} or the like
     uint32_t begin = 0, end = 0;  // in Tokens::source
     int32_t number = -1;          // in Tokens::numbers
 };

@@ -58,7 +58,6 @@ enum Flag : uint16_t {
     kHasSign = 2,  // a plus_minus
     kHasImaginary = 4,
     kHasDecimal = 8,
-    kHasDegrees = 16,
     kIsIrrational = 32,  // no rational function: a root, a function, a power that is no integer's
     kHasFactorial = 64,
     kHasUnreadable = 128,  // text, or a structure inside of an expression
@@ -67,7 +66,7 @@ enum Flag : uint16_t {
     kHasInfinity = 1024,
     kIsPiecewise = 2048,  // |x|, max, floor, roots, arcsin: not one formula on the whole line
 };
-constexpr uint16_t kInherited = kHasSymbol | kHasSign | kHasImaginary | kHasDecimal | kHasDegrees |
+constexpr uint16_t kInherited = kHasSymbol | kHasSign | kHasImaginary | kHasDecimal |
                                 kIsIrrational | kHasFactorial | kHasUnreadable | kHasInfinity |
                                 kIsPiecewise;
 
