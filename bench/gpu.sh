@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: build, test the kernels compiled, look for wild accesses, measure.
-# Leaves machine.txt, tests.txt, sanitizer.txt, kernels.json, kernels.md and roofline.png in the folder
-# named, in 8 minutes at most.
+# Leaves machine.txt, tests.txt, sanitizer.txt, kernels.json, kernels.md, roofline.png, sampler.json and
+# sampler.md in the folder named, in 13 minutes at most; the sampler's, last, are written row by row.
 #
 #     bash bench/gpu.sh [OUT]        PYTHON=python3 names the interpreter that has torch and triton
 set -uo pipefail
@@ -40,4 +40,6 @@ fi
 step bench 170 bench.txt "$python" -m fastrl.cli bench kernels --out "$out/kernels.json"
 step table 10 kernels.md "$python" bench/table.py "$out/kernels.json"
 step roofline 10 roofline.txt "$python" bench/roofline.py "$out/kernels.json" "$out/roofline.png"
+step sampler 290 sampler.txt "$python" -m fastrl.cli bench sampler --repeats 1 --out "$out/sampler.json"
+step sampler-table 10 sampler.md "$python" bench/table.py "$out/sampler.json"
 exit "$failed"

@@ -14,7 +14,8 @@ from typing import Any
 
 def marks(record: list[dict[str, Any]]) -> tuple[str, str]:
     """Where a file holds the table of such rows."""
-    name = "grading" if "answers_per_s" in record[0] else "kernels"
+    keys = {"answers_per_s": "grading", "tokens_per_s": "sampler"}
+    name = next((name for key, name in keys.items() if key in record[0]), "kernels")
     return f"<!-- {name}: made by bench/table.py -->", f"<!-- {name} end -->"
 
 
@@ -23,6 +24,8 @@ def table(record: list[dict[str, Any]]) -> str:
     machine = f"{record[0]['machine']}; {record[0]['versions']}."
     if "answers_per_s" in record[0]:
         return f"{rates(record)}\n\n{machine}"
+    if "tokens_per_s" in record[0]:
+        return "\n\n".join(part for part in (speeds(record), costs(record), machine) if part)
     parts = [times(record), errors(record), machine]
     return "\n\n".join(part for part in parts if part)
 
@@ -30,7 +33,8 @@ def table(record: list[dict[str, Any]]) -> str:
 def _groups(record: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in record:
-        groups.setdefault((row["name"], *row["shape"], row["dtype"]), []).append(row)
+        key = (row["name"], *row["shape"], row["dtype"], row.get("model"))
+        groups.setdefault(key, []).append(row)
     return list(groups.values())
 
 
@@ -54,6 +58,66 @@ def rates(record: list[dict[str, Any]]) -> str:
         cells = [f"{row['shape'][0]:,} {row['name']}", str(row["threads"]), *ours, *rival]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+LIMITS = {  # share of what: the column's name
+    "share_of_bare_matmuls": "of bare matmuls",
+    "share_of_limit": "of the limit",
+    "share_of_matmul_rate": "of the matmul rate",
+}
+
+
+def speeds(record: list[dict[str, Any]]) -> str:
+    """Tokens a second of the sampler, as shares of the bounds, and transformers' beside it."""
+    groups = [rows for rows in _groups(record) if "baseline_rows_computed" not in rows[0]]
+    if not groups:
+        return ""
+    shares = [key for key in LIMITS if any(key in rows[0] for rows in groups)]
+    titles = [
+        "", "model", "responses x prompt x new", "dtype", "fastrl, tokens/s",
+        *(LIMITS[key] for key in shares), "others, tokens/s",
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for rows in groups:
+        row = rows[0]
+        others = "; ".join(
+            f"{r['baseline']} did not run"
+            if r["baseline_ms"] is None
+            else f"{r['baseline']} {r['baseline_tokens_per_s']:,.0f} ({r['speedup']:.1f}x)"
+            for r in rows
+            if r["baseline"]
+        )
+        cells = [
+            row["name"], _model(row), _shape(row), row["dtype"], f"{row['tokens_per_s']:,.0f}",
+            *(f"{100 * row[key]:.0f} %" if key in row else "" for key in shares), others,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def costs(record: list[dict[str, Any]]) -> str:
+    """Rows that the sampler computed and the time of one, beside the same work otherwise."""
+    found = [row for row in record if "baseline_rows_computed" in row]
+    if not found:
+        return ""
+    lines = [
+        "| | model | responses x prompt x new | dtype | rows computed | as a padded batch | time"
+        " | a row | beside it | rows computed | time | a row |",
+        "|---" * 12 + "|",
+    ]
+    for row in found:
+        cells = [
+            row["name"], _model(row), _shape(row), row["dtype"], f"{row['rows_computed']:,}",
+            f"{row['padded_rows']:,}", _ms(row["ms"]), _ms(row["us_per_row"] / 1000),
+            row["baseline"], f"{row['baseline_rows_computed']:,}", _ms(row["baseline_ms"]),
+            _ms(row["baseline_us_per_row"] / 1000),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _model(row: dict[str, Any]) -> str:
+    return row["model"] + (", random weights" if row["weights"] == "random" else "")
 
 
 def times(record: list[dict[str, Any]]) -> str:

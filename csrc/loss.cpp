@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "instruction_sets.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -64,7 +66,7 @@ Coefficients coefficients(const PolicyRows& rows, const LossSettings& settings, 
 
 void row_statistics(const Logits& logits, float* logprobs, float* entropy, const Extras& extras,
                     int threads) {
-    const RowFunctions& functions = row_functions();
+    const RowFunctions& functions = *instruction_set().rows;
     for_rows(logits, threads, [&](int64_t row) {
         if (counts(logits, row)) {
             const RowStatistics found = functions.statistics(logits, row, extras);
@@ -82,7 +84,7 @@ void row_statistics(const Logits& logits, float* logprobs, float* entropy, const
 
 void row_gradient(const Logits& logits, const float* a, const float* g, void* out,
                   int64_t out_stride, int threads) {
-    const RowFunctions& functions = row_functions();
+    const RowFunctions& functions = *instruction_set().rows;
     for_rows(logits, threads, [&](int64_t row) {
         if (counts(logits, row) && (a[row] != 0 || g[row] != 0)) {
             const RowStatistics found = functions.statistics(logits, row, {});
@@ -96,7 +98,7 @@ void row_gradient(const Logits& logits, const float* a, const float* g, void* ou
 void policy_loss(const Logits& logits, const PolicyRows& rows, const LossSettings& settings,
                  float* losses, float* logprobs, float* entropy, void* out, int64_t out_stride,
                  int threads) {
-    const RowFunctions& functions = row_functions();
+    const RowFunctions& functions = *instruction_set().rows;
     for_rows(logits, threads, [&](int64_t row) {
         if (!counts(logits, row)) {
             losses[row] = logprobs[row] = entropy[row] = 0.0f;

@@ -6,41 +6,63 @@
 #include <string_view>
 #include <vector>
 
+#include "dense.h"
 #include "grading/module.h"
+#include "instruction_sets.h"
 #include "loss.h"
 #include "paged_attention.h"
 #include "sample.h"
 
 namespace py = pybind11;
-using fastrl::PagedAttention;
 
 namespace {
-
-// Tensors come as addresses; the caller checks dtypes, shapes and contiguity.
-void paged_attention(uintptr_t q, uintptr_t k_cache, uintptr_t v_cache, uintptr_t out,
-                     uintptr_t tables, uintptr_t row_table, uintptr_t context, int64_t table_stride,
-                     int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size,
-                     float scale, int threads) {
-    const PagedAttention arguments{reinterpret_cast<const float*>(q),
-                                   reinterpret_cast<const float*>(k_cache),
-                                   reinterpret_cast<const float*>(v_cache),
-                                   reinterpret_cast<float*>(out),
-                                   reinterpret_cast<const int32_t*>(tables),
-                                   reinterpret_cast<const int32_t*>(row_table),
-                                   reinterpret_cast<const int32_t*>(context),
-                                   table_stride,
-                                   rows,
-                                   heads,
-                                   kv_heads,
-                                   dim,
-                                   block_size,
-                                   scale};
-    fastrl::paged_attention(arguments, threads);
-}
 
 template <typename T>
 T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Tensors come as addresses; the caller checks dtypes, shapes and contiguity.
+void paged_attention(int dtype, uintptr_t q, uintptr_t k, uintptr_t v, int64_t q_stride,
+                     int64_t k_stride, int64_t v_stride, uintptr_t cos, uintptr_t sin,
+                     uintptr_t k_cache, uintptr_t v_cache, uintptr_t out, uintptr_t tables,
+                     uintptr_t row_table, uintptr_t context, int64_t table_stride, int64_t rows,
+                     int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size, float scale,
+                     int threads) {
+    fastrl::paged_attention({static_cast<fastrl::DType>(dtype),
+                             pointer<void>(q),
+                             pointer<void>(k),
+                             pointer<void>(v),
+                             q_stride,
+                             k_stride,
+                             v_stride,
+                             pointer<const float>(cos),
+                             pointer<const float>(sin),
+                             pointer<void>(k_cache),
+                             pointer<void>(v_cache),
+                             pointer<void>(out),
+                             pointer<const int32_t>(tables),
+                             pointer<const int32_t>(row_table),
+                             pointer<const int32_t>(context),
+                             table_stride,
+                             rows,
+                             heads,
+                             kv_heads,
+                             dim,
+                             block_size,
+                             scale},
+                            threads);
+}
+
+void dense(int dtype, int out_dtype, uintptr_t x, int64_t x_stride, uintptr_t norm, float eps,
+           uintptr_t weight, uintptr_t bias, uintptr_t residual, int64_t residual_stride,
+           uintptr_t out, int64_t out_stride, int64_t rows, int64_t width_in, int64_t width_out,
+           bool gated, int threads) {
+    fastrl::dense({static_cast<fastrl::DType>(dtype), static_cast<fastrl::DType>(out_dtype),
+                   pointer<void>(x), x_stride, pointer<void>(norm), eps, pointer<void>(weight),
+                   pointer<void>(bias), pointer<void>(residual), residual_stride,
+                   pointer<void>(out), out_stride, rows, width_in, width_out, gated},
+                  threads);
 }
 
 fastrl::Logits logits(uintptr_t data, int dtype, int64_t stride, int64_t rows, int64_t valid,
@@ -113,6 +135,10 @@ PYBIND11_MODULE(_C, m) {
     fastrl::grading::bind(m);
     using released = py::call_guard<py::gil_scoped_release>;
     m.def("paged_attention", &paged_attention, released());
+    m.def("dense", &dense, released());
+    m.def("dense_fits", [](int dtype, int64_t width_in, int64_t width_out, bool gated) {
+        return fastrl::dense_fits(static_cast<fastrl::DType>(dtype), width_in, width_out, gated);
+    });
     py::class_<fastrl::Logits>(m, "Logits").def(py::init(&logits));
     m.def("row_statistics", &row_statistics, released());
     m.def("row_gradient", &row_gradient, released());
@@ -121,6 +147,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("advise_large_pages", [](uintptr_t memory, int64_t bytes) {
         fastrl::advise_large_pages(pointer<void>(memory), bytes);
     });
-    m.def("instruction_set", &fastrl::instruction_set);
+    m.def("instruction_set", [] { return fastrl::instruction_set().name; });
     m.def("use_instruction_set", &fastrl::use_instruction_set);
 }

@@ -1,18 +1,31 @@
-// Causal attention of query rows over a paged key/value cache.
+// Causal attention of query rows over a paged key/value cache, the rotary embedding included.
+//
+// Floor: the cached keys and values of each sequence, read once for all query heads that share
+// them, and once for rows side by side whose tables name the same blocks there (a forked prompt, a
+// chunk of one sequence); 4 heads dim context operations a row. A row sees its tokens in steps of
+// `STEP` positions, whatever the block size and the other rows: its result depends on neither.
 #pragma once
 
 #include <cstdint>
 
+#include "rows.h"
+
 namespace fastrl {
 
-// Shapes: q and out [rows, heads, dim]; k_cache and v_cache [blocks, block_size, kv_heads, dim];
-// all fp32 and contiguous. Row r belongs to table row_table[r] of tables [*, table_stride] (block
-// numbers) and sees the first context[r] tokens of it. Slots past the context are never read.
+// Row r belongs to table row_table[r] of tables [*, table_stride] (block numbers). Its key and
+// value go to position context[r] - 1 of it, and it sees the first context[r] tokens. Slots past
+// the context are never read.
 struct PagedAttention {
-    const float* q;
-    const float* k_cache;
-    const float* v_cache;
-    float* out;
+    DType dtype;    // fp32 or bf16, of everything but the rotation
+    const void* q;  // [rows, heads, dim], rows q_stride numbers apart
+    const void* k;  // [rows, kv_heads, dim]
+    const void* v;
+    int64_t q_stride, k_stride, v_stride;
+    const float* cos;  // [rows, dim / 2], of the rotary angles; null: q and k are rotated already
+    const float* sin;
+    void* k_cache;  // [blocks, block_size, kv_heads, dim], contiguous
+    void* v_cache;
+    void* out;  // [rows, heads, dim], contiguous
     const int32_t* tables;
     const int32_t* row_table;
     const int32_t* context;
@@ -20,7 +33,16 @@ struct PagedAttention {
     float scale;
 };
 
-// The result of a row depends on neither the other rows nor the number of threads.
+// Writes the rows' keys and values, then attends. The result of a row depends on neither the other
+// rows nor the number of threads.
 void paged_attention(const PagedAttention& a, int threads);
+
+// How one instruction set does it.
+struct AttentionFunctions {
+    void (*write)(const PagedAttention&, int64_t row);
+    // Some rows side by side, the query heads of some key/value heads side by side.
+    void (*attend)(const PagedAttention&, int64_t first_row, int64_t rows, int64_t first_head,
+                   int64_t kv_heads);
+};
 
 }  // namespace fastrl

@@ -49,8 +49,6 @@ Drawn draw(const Logits& logits, int64_t row, const RowStatistics& found, const 
                      [&](auto type) { return draw_of(type, logits, row, found, noise, kept); });
 }
 
-constexpr RowFunctions functions(const char* name) {
-    return {name, statistics, gradient, above, collect, draw};
-}
+constexpr RowFunctions row_functions = {statistics, gradient, above, collect, draw};
 
 }  // namespace fastrl::FASTRL_ISA

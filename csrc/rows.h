@@ -12,12 +12,6 @@
 
 #include "team.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FASTRL_X86_SETS 1
-#else
-#define FASTRL_X86_SETS 0
-#endif
-
 namespace fastrl {
 
 enum class DType : int32_t { f32, bf16, f16 };
@@ -105,7 +99,6 @@ inline bool counts(const Logits& logits, int64_t row) { return !logits.mask || l
 
 // One row on one instruction set.
 struct RowFunctions {
-    const char* name;
     RowStatistics (*statistics)(const Logits&, int64_t row, const Extras&);
     void (*gradient)(const Logits&, int64_t row, const RowStatistics&, double a, double g,
                      void* out);
@@ -117,19 +110,6 @@ struct RowFunctions {
                        Candidate* out);
     Drawn (*draw)(const Logits&, int64_t row, const RowStatistics&, const Noise&, const Kept&);
 };
-
-extern const RowFunctions plain_rows;
-extern const RowFunctions avx2_rows;
-extern const RowFunctions avx512_rows;
-
-// Those of the instruction set in use.
-const RowFunctions& row_functions();
-
-// The instruction set in use: "avx512", "avx2" or "plain".
-const char* instruction_set();
-
-// Another one, for tests; false where this processor or this build lacks it.
-bool use_instruction_set(const char* name);
 
 // body(row) for every row; which thread takes a row never changes what the row gets.
 template <typename Body>

@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "instruction_sets.h"
+
 namespace fastrl {
 
 namespace {
@@ -132,7 +134,7 @@ Kept keep(const Row& row, const Filters& filters) {
 
 void sample(const Logits& logits, const Filters& filters, const Noise& noise, int64_t* tokens,
             float* logprobs, float* log_kept_mass, int threads) {
-    const RowFunctions& functions = row_functions();
+    const RowFunctions& functions = *instruction_set().rows;
     for_rows(logits, threads, [&](int64_t row) {
         const RowStatistics found = functions.statistics(logits, row, {});
         tokens[row] = -1;

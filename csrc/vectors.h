@@ -86,12 +86,16 @@ FASTRL_INLINE void store(float* target, Floats values) {
     std::memcpy(target, &values, sizeof values);
 }
 
-// Rounds to nearest, ties to even, as the hardware does; a NaN stays one.
+// The upper halves are the values rounded to bf16, the lower ones 0; a NaN stays one.
+FASTRL_INLINE Ints round_bf16(Floats values) {
+    const Words bits = (Words)as_ints(values);
+    const Ints rounded = (Ints)(bits + 0x7fff + ((bits >> 16) & 1)), number = values == values;
+    return ((number & rounded) | (~number & 0x7fc00000)) & static_cast<int32_t>(0xffff0000);
+}
+
+// Rounds to nearest, ties to even, as the hardware does.
 FASTRL_INLINE void store(BFloat16* target, Floats values) {
-    const Ints bits = as_ints(values);
-    const Ints rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
-    const Ints number = values == values;
-    narrow((number & rounded) | (~number & 0x7fc0), target);
+    narrow((Ints)((Words)round_bf16(values) >> 16), target);
 }
 
 FASTRL_INLINE void store(Float16* target, Floats values) {
@@ -112,12 +116,61 @@ FASTRL_INLINE void store(Float16* target, Floats values) {
 #endif
 }
 
+// What a value becomes by being stored as T and loaded again.
+FASTRL_INLINE Floats rounded_to(float, Floats values) { return values; }
+FASTRL_INLINE Floats rounded_to(BFloat16, Floats values) { return as_floats(round_bf16(values)); }
+
+// Lanes of two vectors (a, b): a's where the bit STEP is 0 and b's from STEP lanes before where it
+// is 1; and the others.
+template <int STEP>
+struct Lanes {
+    int32_t low[WIDTH] = {}, high[WIDTH] = {};
+
+    constexpr Lanes() {
+        for (int lane = 0; lane < WIDTH; ++lane) {
+            low[lane] = lane & STEP ? WIDTH + lane - STEP : lane;
+            high[lane] = lane & STEP ? WIDTH + lane : lane + STEP;
+        }
+    }
+};
+
+// rows[i][j] and rows[j][i] change places.
+template <int STEP = 1>
+FASTRL_INLINE void transpose(Ints (&rows)[WIDTH]) {
+    if constexpr (STEP < WIDTH) {
+        static constexpr Lanes<STEP> lanes;
+        Ints low, high;
+        std::memcpy(&low, lanes.low, sizeof low);
+        std::memcpy(&high, lanes.high, sizeof high);
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; ++i)
+            if (!(i & STEP)) {
+                const Ints a = rows[i], b = rows[i | STEP];
+                rows[i] = __builtin_shuffle(a, b, low);
+                rows[i | STEP] = __builtin_shuffle(a, b, high);
+            }
+        transpose<2 * STEP>(rows);
+    }
+}
+
 FASTRL_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 FASTRL_INLINE float largest(Floats values) {
-    float found = values[0];
-    for (int i = 1; i < WIDTH; ++i) found = values[i] > found ? values[i] : found;
-    return found;
+    // halves against each other, through the lanes' order
+    alignas(4 * WIDTH) static constexpr struct Turns {
+        int32_t lanes[4][WIDTH] = {};
+        constexpr Turns() {
+            for (int turn = 0; turn < 4; ++turn)
+                for (int i = 0; i < WIDTH; ++i) lanes[turn][i] = (i + (1 << turn)) % WIDTH;
+        }
+    } turns;
+#pragma GCC unroll 4
+    for (int turn = 0; 1 << turn < WIDTH; ++turn) {
+        Ints lanes;
+        std::memcpy(&lanes, turns.lanes[turn], sizeof lanes);
+        values = larger(values, (Floats)__builtin_shuffle((Ints)values, lanes));
+    }
+    return values[0];
 }
 
 FASTRL_INLINE double total(Floats values) {
@@ -142,6 +195,14 @@ FASTRL_INLINE Floats exp2(Floats t) {
     p = p * f + 1.0f;
     // without a sign: with a NaN the sum overflows
     return as_floats((Ints)((Words)as_ints(p) + ((Words)as_ints(shifted) << 23)));
+}
+
+// e^t for t <= 0, with a relative error of |t| 2^-24 and the rounding, 0 below -87; a NaN stays
+// one.
+FASTRL_INLINE Floats exp_of_negative(Floats t) {
+    const Floats power = t * 1.4426950408889634f;
+    const Floats e = exp2(power < -126.0f ? splat(-127.0f) : power);
+    return t == t ? e : t;
 }
 
 // To 2 units in the last place. The polynomial is the minimax of tanh(u) / u on [0, 0.6].

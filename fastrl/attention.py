@@ -1,4 +1,4 @@
-"""The attention of packed sequences, and the protocol that every attention context keeps.
+"""The attention of packed sequences, the rotary embedding, and the protocol of attention contexts.
 
 Legend: N: packed rows (tokens), H: query heads, K: key/value heads, h: head dimension,
 S: packed sequences, P: rows with padding.
@@ -6,6 +6,7 @@ S: packed sequences, P: rows with padding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,15 +15,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """The rotary embedding of rows at their positions (Su et al. 2021), halves as in GPT-NeoX."""
+
+    cos_Na: Tensor  # [N, h / 2], fp32 at least
+    sin_Na: Tensor
+
+    @classmethod
+    def at(cls, positions_N: Tensor, frequencies_a: Tensor) -> Rotary:
+        """`frequencies_a`: radians a position, fp32 at least.
+
+        In fp64 and rounded: torch's vectorised cosine and its scalar one, which takes what is left
+        of the rows, differ in the last bit.
+        """
+        angles_Na = (positions_N.to(frequencies_a.dtype)[:, None] * frequencies_a).double()
+        cos_Na, sin_Na = (x.to(frequencies_a.dtype) for x in (angles_Na.cos(), angles_Na.sin()))
+        return cls(cos_Na, sin_Na)
+
+    def __call__(self, x_NHh: Tensor) -> Tensor:
+        """Every head rotated, rounded once to x's dtype."""
+        first, second = x_NHh.to(self.cos_Na.dtype).chunk(2, dim=-1)
+        cos, sin = self.cos_Na[:, None], self.sin_Na[:, None]
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return rotated.to(x_NHh.dtype)
+
+
 class AttentionContext(Protocol):
     """Where a layer's keys and values live, and which of them each row sees."""
 
-    def attend(self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor) -> Tensor:
+    @property
+    def dense(self) -> str:
+        """The backend of a layer's matrix products (`ops.dense`)."""
+        ...
+
+    def attend(
+        self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor, rotary: Rotary | None = None
+    ) -> Tensor:
         """Causal attention inside each sequence, scale h ** -0.5: [N, H, h].
 
-        `q_NHh` and `k_NKh` come after the norms and the rotary embedding.
+        `q_NHh` and `k_NKh` come after their norms; `rotary` is applied to them.
         """
         ...
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What a layer is given: the context, and the rotary embedding of its rows."""
+
+    context: AttentionContext
+    rotary: Rotary
+
+    def attend(self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor) -> Tensor:
+        """The context's attention [N, H, h]; q and k come after their norms."""
+        return self.context.attend(layer, q_NHh, k_NKh, v_NKh, self.rotary)
 
 
 class PackedAttention:
@@ -38,6 +84,7 @@ class PackedAttention:
     # sequences of 20 to 80 rows, 4 heads of 32, on one core: 83 ms in one bucket, 73 ms at 0.5,
     # 58 ms at 0.67, 53 to 66 ms from 0.8 to 0.9; 64 sequences of 10 to 300: 164, 110, 90, 84, 81.
     shortest_share = 0.8
+    dense = "torch"
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
         offsets = cu_seqlens.detach().cpu().numpy().astype(np.int64)
@@ -66,9 +113,13 @@ class PackedAttention:
         in_place = bool((slots == np.arange(self.num_rows)).all()) and num_padded == self.num_rows
         self._slots = None if in_place else torch.from_numpy(slots).to(cu_seqlens.device)
 
-    def attend(self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor, rotary: Rotary | None = None
+    ) -> Tensor:
         """Causal attention inside each packed sequence: [N, H, h]."""
         assert q_NHh.shape[0] == self.num_rows, "the rows do not match cu_seqlens"
+        if rotary is not None:
+            q_NHh, k_NKh = rotary(q_NHh), rotary(k_NKh)
         sizes = [count * longest for count, longest in self.buckets]
         padded = [self._pad(x).split(sizes) for x in (q_NHh, k_NKh, v_NKh)]
         grouped = q_NHh.shape[1] != k_NKh.shape[1]

@@ -1,4 +1,4 @@
-"""The command line: fastrl train | resume | eval | grade | bench | doctor."""
+"""The command line: fastrl train | resume | eval | sample | grade | bench | doctor."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands, "resume", resume_command, "continue a run from its newest checkpoint", add_resume
     )
     _add(commands, "eval", eval_command, "pass@k, maj@k and accuracy of a model or run", add_eval)
+    _add(commands, "sample", sample_command, "responses of a model to prompts", add_sample)
     _add(commands, "grade", grade_command, "grade the predictions in a JSONL file", add_grade)
-    _add(commands, "bench", bench_command, "time the kernels against their rivals", add_bench)
+    _add(commands, "bench", bench_command, "time kernels, sampler and grader", add_bench)
     _add(
         commands,
         "doctor",
@@ -218,6 +219,71 @@ def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
     return OK
 
 
+def add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_OR_RUN_OR_CHECKPOINT")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a user's turn, - for standard input, --prompt=TEXT if it begins with -; repeatable",
+    )
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="responses a prompt")
+    parser.add_argument("--raw", action="store_true", help="prompts as they are, no chat template")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="of a response; default: 256, less if the model's context is too short",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, metavar="N")
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="ends a response; repeatable"
+    )
+    parser.add_argument("--seed", type=int, help="default: another one each time")
+    parser.add_argument("--dtype", metavar="D", help="float32, bfloat16, float16 or auto")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="an object a response: its text, tokens, log-probs and what ended it",
+    )
+
+
+def sample_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl sample: write responses to prompts while they are sampled."""
+    from fastrl.sample_text import LONGEST, Request, sample_text
+    from fastrl.sampler import SamplingParams
+
+    params = SamplingParams(
+        n=known.n,
+        max_tokens=LONGEST if known.max_tokens is None else known.max_tokens,
+        temperature=known.temperature,
+        top_p=known.top_p,
+        top_k=known.top_k,
+        min_p=known.min_p,
+        stop=tuple(known.stop),
+        seed=known.seed,
+    )
+    shortens = known.max_tokens is None
+    outcome = sample_text(
+        Request(known.model, known.prompt, params, shortens, known.raw, known.dtype, known.json)
+    )
+    if outcome.reader_left:
+        return OK
+    print(outcome, file=sys.stderr)
+    if outcome.stopped:
+        return STOPPED
+    if outcome.errors:
+        print(
+            f"fastrl: the model gave no finite number, which ended {outcome.errors:,} responses",
+            file=sys.stderr,
+        )
+    return FAILED if outcome.errors else OK
+
+
 def _check_folders(*paths: str | None) -> None:
     """Raises UsageError for a file to write whose folder is not there, before any work."""
     for path in paths:
@@ -315,14 +381,22 @@ def _print_table(
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("kernels", "grading"))
+    parser.add_argument("what", choices=("kernels", "grading", "sampler"))
     parser.add_argument("--out", metavar="FILE.json", help="write the rows there")
     parser.add_argument("--only", metavar="NAME", help="one operation or workload")
     parser.add_argument(
-        "--shape", metavar="T,V[,D]", help="of kernels: tokens, vocabulary, width of the head"
+        "--shape",
+        metavar="N,N[,N]",
+        help="of kernels: tokens, vocabulary, width of the head; of the sampler: responses, tokens"
+        " of a prompt, new tokens",
     )
-    parser.add_argument("--dtype", metavar="D", help="of kernels: float32, bfloat16 or float16")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each")
+    parser.add_argument(
+        "--dtype", metavar="D", help="of kernels and sampler: float32, bfloat16 or float16"
+    )
+    parser.add_argument("--model", metavar="DIR", help="of the sampler; default: SmolLM2-135M")
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", help="turns of each; default: 7, of the sampler 3"
+    )
     parser.add_argument(
         "--once", action="store_true", help="run each case once, untimed, for a profiler"
     )
@@ -330,21 +404,27 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl bench: validate, time, print a line a result, write JSON rows."""
-    if known.repeats < 1:
+    usual = 3 if known.what == "sampler" else 7
+    repeats = usual if known.repeats is None else known.repeats
+    if repeats < 1:
         raise UsageError(f"--repeats is {known.repeats}; it must be at least 1")
     try:
         shape = tuple(int(n) for n in known.shape.split(",")) if known.shape else None
     except ValueError:
-        raise UsageError(f"--shape is {known.shape!r}; write T,V or T,V,D, as 512,49152") from None
-    if known.what != "kernels" and (shape or known.dtype):
-        raise UsageError("--shape and --dtype are of `bench kernels`; leave them out")
+        raise UsageError(f"--shape is {known.shape!r}; write numbers, as 512,49152") from None
+    if known.what == "grading" and (shape or known.dtype):
+        raise UsageError("--shape and --dtype are not of `bench grading`; leave them out")
+    if known.what != "sampler" and known.model:
+        raise UsageError("--model is of `bench sampler`; leave it out")
     _check_folders(known.out)
-    from fastrl.bench import grading, kernels
+    from fastrl.bench import grading, kernels, sampler
 
     if known.what == "kernels":
-        found = kernels.run(known.only, shape, known.dtype, known.repeats, known.once)
+        found = kernels.run(known.only, shape, known.dtype, repeats, known.once)
+    elif known.what == "sampler":
+        found = sampler.run(known.only, shape, known.dtype, repeats, known.once, known.model)
     else:
-        found = grading.run(known.only, known.repeats, known.once)
+        found = grading.run(known.only, repeats, known.once)
     rows = []
     for row in found:
         rows.append(row)
@@ -352,6 +432,10 @@ def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
         line = f"{row['name']:<32} {where:<16} {row['dtype']:<9} {row['ms']:9.2f} ms"
         if "answers_per_s" in row:
             line += f"  {row['answers_per_s']:9,.0f} answers/s, threads {row['threads']}"
+        if "tokens_per_s" in row:
+            line += f"  {row['tokens_per_s']:9,.0f} tokens/s"
+        if "share_of_bare_matmuls" in row:
+            line += f", {100 * row['share_of_bare_matmuls']:.0f} % of bare matmuls"
         if row.get("baseline_failed"):
             line += f"  {row['baseline']:<24} did not run: {row['baseline_failed']}"
         elif row["baseline"]:

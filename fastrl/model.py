@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrl.attention import AttentionContext, PackedAttention
+from fastrl.attention import AttentionContext, LayerAttention, PackedAttention, Rotary
 from fastrl.errors import UsageError
 from fastrl.model_config import DecoderConfig, Llama3Scaling, rotary_frequencies
+from fastrl.ops.dense import dense
 
 __all__ = [
     "AttentionContext",
@@ -32,22 +32,6 @@ __all__ = [
 ]
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-
-
-@dataclass(frozen=True)
-class _RotaryAttention:
-    """The context a layer sees: queries and keys are rotated, then handed to the real one."""
-
-    cos_N1h: Tensor
-    sin_N1h: Tensor
-    inner: AttentionContext
-
-    def attend(self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor) -> Tensor:
-        return self.inner.attend(layer, self._rotate(q_NHh), self._rotate(k_NKh), v_NKh)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos_N1h + torch.cat((-second, first), dim=-1) * self.sin_N1h
 
 
 class _RMSNorm(nn.Module):
@@ -96,16 +80,29 @@ class DecoderLayer(nn.Module):
         self.gate_up = linear(width, 2 * inner, config.mlp_bias)
         self.down = linear(inner, width, config.mlp_bias)
 
-    def forward(self, hidden_ND: Tensor, attention: AttentionContext) -> Tensor:
+    def forward(self, hidden_ND: Tensor, attention: LayerAttention) -> Tensor:
         """The block's output [N, D]. `attention` applies the rotary embedding to q and k."""
-        heads = self.qkv(self.attention_norm(hidden_ND)).unflatten(-1, (-1, self.head_dim))
-        q_NHh, k_NKh, v_NKh = heads.split(self.heads, dim=1)
+        backend = attention.context.dense
+        norm, linear = self.attention_norm, self.qkv
+        qkv = dense(
+            hidden_ND, linear.weight, linear.bias, norm_D=norm.weight, eps=norm.eps, backend=backend
+        )
+        q_NHh, k_NKh, v_NKh = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q_NHh, k_NKh = self.q_norm(q_NHh), self.k_norm(k_NKh)
         attended_NHh = attention.attend(self.index, q_NHh, k_NKh, v_NKh)
-        hidden_ND = hidden_ND + self.o(attended_NHh.flatten(1))
-        gate_NF, up_NF = self.gate_up(self.mlp_norm(hidden_ND)).chunk(2, dim=-1)
-        return hidden_ND + self.down(F.silu(gate_NF) * up_NF)
+        hidden_ND = dense(
+            attended_NHh.flatten(1), self.o.weight, self.o.bias, residual_NO=hidden_ND,
+            backend=backend,
+        )  # fmt: skip
+        norm, linear = self.mlp_norm, self.gate_up
+        inner_NF = dense(
+            hidden_ND, linear.weight, linear.bias, norm_D=norm.weight, eps=norm.eps, gated=True,
+            backend=backend,
+        )  # fmt: skip
+        return dense(
+            inner_NF, self.down.weight, self.down.bias, residual_NO=hidden_ND, backend=backend
+        )
 
 
 class Decoder(nn.Module):
@@ -153,14 +150,10 @@ class Decoder(nn.Module):
         hidden_ND = F.embedding(token_ids_N, self.embed)
         if self._frequencies.device != hidden_ND.device:
             self._frequencies = self._frequencies.to(hidden_ND.device)
-        angle_dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        angles = positions_N.to(angle_dtype)[:, None] * self._frequencies.to(angle_dtype)
-        angles_N1h = torch.cat((angles, angles), dim=-1)[:, None]
-        rotary = _RotaryAttention(
-            angles_N1h.cos().to(hidden_ND.dtype), angles_N1h.sin().to(hidden_ND.dtype), attention
-        )
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        seen = LayerAttention(attention, Rotary.at(positions_N, self._frequencies.to(wide)))
         for layer in self.layers:
-            hidden_ND = layer(hidden_ND, rotary)
+            hidden_ND = layer(hidden_ND, seen)
         return self.norm(hidden_ND)
 
     @property

@@ -8,6 +8,8 @@ from typing import Any
 
 from fastrl.errors import UsageError
 
+BROKEN = "\ufffd"  # what decoders give for bytes that are no character, or not a whole one yet
+
 
 class Tokenizer:
     """A model's tokenizer.
@@ -68,6 +70,41 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write the tokenizer's files, chat template included, into `directory`."""
         self.inner.save_pretrained(str(directory))
+
+
+class TextStream:
+    """The text of a response, piece by piece as its tokens come, each in the same time.
+
+    All pieces and `rest` together are the text that `Tokenizer.decode` gives of all tokens. Only
+    the tokens of the last two pieces are decoded again: the older of the two is there for decoders
+    that drop a space in front of the first token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []  # of the last two pieces
+        self._older = 0  # how many of them are the older one's
+        self._given = 0  # characters of their text
+
+    def add(self, token_id: int) -> str:
+        """The text that is certain with one more token and was not without it.
+
+        It may be empty: a character may take several tokens.
+        """
+        self._token_ids.append(token_id)
+        text = self._tokenizer.decode(self._token_ids)
+        certain = text.rstrip(BROKEN)
+        piece = certain[self._given :]
+        self._given = max(self._given, len(certain))
+        if piece and certain == text:
+            del self._token_ids[: self._older]
+            self._older = len(self._token_ids)
+            self._given = len(self._tokenizer.decode(self._token_ids))
+        return piece
+
+    def rest(self) -> str:
+        """What is left at the end, such as the half of a character."""
+        return self._tokenizer.decode(self._token_ids)[self._given :]
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:

@@ -56,7 +56,7 @@ class Completion:
     logprobs: tuple[float, ...]  # log p_T of each token under the full softmax at temperature T
     log_kept_mass: tuple[float, ...]  # log of the mass that top-k/top-p/min-p kept; 0 without
     finish_reason: str  # "stop", "length", "cancelled" or "error"
-    stop_reason: str | None = None  # the stop string that ended it; None for an end token
+    stop_reason: int | str | None = None  # the stop token or string; None for an end token
 
 
 @dataclass(frozen=True)

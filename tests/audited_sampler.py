@@ -54,7 +54,7 @@ class AuditedSampler(Sampler):
     """Every call asserts, beside what it returns:
 
     blocks that nobody owns hold NaN at each forward and at the end, and a block's references are
-    its owners; the rows that each q/k/v projection computed are the distinct prompt tokens, the
+    its owners; the rows that each layer computed are the distinct prompt tokens, the
     generated tokens (the last of each response excepted) and the logged recomputation.
     """
 
@@ -83,7 +83,7 @@ class AuditedSampler(Sampler):
 
         with ExitStack() as hooks:
             for index, layer in enumerate(self.model.layers):
-                hook = layer.qkv.register_forward_hook(
+                hook = layer.register_forward_hook(
                     lambda module, inputs, output, index=index: count(index, inputs, output)
                 )
                 hooks.callback(hook.remove)

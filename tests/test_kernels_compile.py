@@ -1,8 +1,10 @@
 """Every Triton kernel compiled ahead of time for five GPUs: no spills, no fp64, shared memory fits.
 
 A launch depends on the vocabulary by its block and by whether 16 divides it; both kinds are here.
+Attention depends on the model's heads, whose shapes are those of `HEADS`.
 """
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -16,6 +18,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from fastrl.kernels import (  # noqa: E402
     online,
+    paged_attention,
     policy_loss,
     row_extras,
     row_gradient,
@@ -130,7 +133,102 @@ def test_launches_of_every_vocabulary(vocab, tmp_path):
     check(compile_ahead(*KERNELS["policy_loss, clip"], 90, "fp32", vocab), 90, tmp_path)
 
 
+HEADS = {  # query heads, key/value heads, head dimension
+    "Qwen2.5-3B": (16, 2, 128),
+    "Llama-3.2-3B": (24, 8, 128),
+    "Qwen3-4B": (32, 8, 128),
+    "SmolLM2-135M": (9, 3, 64),
+}
+OTHER_HEADS = [(4, 4, 32), (32, 32, 80), (32, 32, 96), (8, 1, 256), (71, 1, 64), (4, 2, 12)]
+ATTENTION = {
+    "one kernel": (paged_attention._split_kernel, {"partial", "peaks", "totals"}),
+    "splits": (paged_attention._split_kernel, set()),
+    "merge": (paged_attention._merge_kernel, set()),
+}
+
+
+def compile_attention(kernel, absent, arch, dtype, heads, block_size=16):
+    """As `paged_attention` launches it; `absent` pointers are None."""
+    query_heads, kv_heads, dim = heads
+    group = query_heads // kv_heads
+    settings = paged_attention.launch_settings(dim, group, 4 if dtype == "fp32" else 2)
+    if kernel is paged_attention._merge_kernel:
+        settings = paged_attention.MERGE_SETTINGS
+    constants = {
+        "DIM": dim,
+        "WIDTH": paged_attention.width_of(dim),
+        "GROUP": paged_attention.width_of(group),
+        "BLOCK_SIZE": block_size,
+        "SPLIT": paged_attention.SPLIT,
+        "TILE": settings.get("TILE"),
+        **dict.fromkeys(absent),
+        **({"group": 1} if group == 1 else {}),  # as Triton takes an argument of 1
+        **({"kv_heads": 1} if kv_heads == 1 else {}),
+    }
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        if name in {"q", "k_cache", "v_cache", "out"}:
+            signature[name] = f"*{dtype}"
+        elif name in {"tables", "row_table", "context"}:
+            signature[name] = "*i32"
+        elif name in {"partial", "peaks", "totals"}:
+            signature[name] = "*fp32"
+        else:
+            signature[name] = "fp32" if name == "k" else "i32"
+        strides = {"q_stride", "q_head_stride", "block_stride", "slot_stride"}
+        strides |= {"out_stride", "out_head_stride"}
+        if signature[name].startswith("*") or (name in strides and dim % 16 == 0):
+            attributes[i,] = [["tt.divisibility", 16]]
+    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {k: v for k, v in settings.items() if k != "TILE"}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+@pytest.mark.parametrize(
+    "dtype, arch", [*itertools.product(["bf16", "fp32"], SHARED_BYTES), ("fp16", 90)]
+)
+@pytest.mark.parametrize("model", HEADS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_of_real_models(name, model, dtype, arch, tmp_path):
+    compiled = compile_attention(*ATTENTION[name], arch, dtype, HEADS[model])
+    used = check(compiled, arch, tmp_path)
+    ptx = compiled.asm["ptx"]
+    assert "ex2.approx" in ptx
+    if name == "merge":
+        assert re.search(r"ld\.global\S*\.v4\.b32", ptx), "no 128-bit access"
+        return
+    # keys and values go straight to shared memory, 16 bytes at a time
+    assert re.search(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10", ptx)
+    # two programs at a time on each of the chip's processors
+    assert 2 * compiled.metadata.shared <= SHARED_BYTES[arch]
+    assert 2 * used["REG"] * 32 * compiled.metadata.num_warps <= 65536
+    if dtype == "fp32":
+        assert "tf32" not in ptx
+    else:
+        assert f"f32.{dtype}.{dtype}.f32".replace("fp16", "f16") in ptx, "no tensor cores"
+
+
+@pytest.mark.parametrize("heads", OTHER_HEADS, ids=str)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["splits", "merge"])
+def test_attention_of_other_heads(name, dtype, heads, tmp_path):
+    for arch in (80, 90, 120):
+        check(compile_attention(*ATTENTION[name], arch, dtype, heads), arch, tmp_path)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 64])
+def test_attention_of_other_block_sizes(block_size, tmp_path):
+    kernel = ATTENTION["splits"]
+    check(compile_attention(*kernel, 90, "bf16", (16, 2, 128), block_size), 90, tmp_path)
+
+
 CHOICES = {"CAPPED", "BLOCK", "LOSS", "CORRECTION", "FILTERED"}
+# what a model, its cache and the launch table settle once
+MODEL = {"DIM", "WIDTH", "GROUP", "BLOCK_SIZE", "SPLIT", "TILE"}
 
 
 def test_10_nothing_that_varies_from_call_to_call_is_compiled_in():
@@ -139,3 +237,8 @@ def test_10_nothing_that_varies_from_call_to_call_is_compiled_in():
         constants = {p.name for p in kernel.params if p.is_constexpr}
         assert constants <= CHOICES, kernel
         assert not constants & (COUNTS | NUMBERS | WORDS)
+    for kernel, _ in ATTENTION.values():
+        assert {p.name for p in kernel.params if p.is_constexpr} <= MODEL, kernel
+        # a batch or a table of another width is no other kernel, whatever divides it
+        varying = {"table_stride", "rows", "splits"}
+        assert all(p.do_not_specialize for p in kernel.params if p.name in varying)

@@ -17,10 +17,10 @@ from audited_sampler import (
 )
 from tiny_models import VOCAB_SIZE, tiny_tokenizer
 
-from fastrl.ops import linear_logprobs_and_entropy
+from fastrl.ops import dense, linear_logprobs_and_entropy
 from fastrl.ops.choice import uniforms
 from fastrl.ops.rows import Noise
-from fastrl.sampler import PromptKey, SamplingParams, runner
+from fastrl.sampler import PromptKey, SamplingParams, attention
 from fastrl.sampler.philox import counters, make_key
 from fastrl.tokenizer import Tokenizer
 
@@ -113,7 +113,8 @@ def test_a_token_is_the_gumbel_maximum_under_its_own_random_numbers():
 def test_the_definition_of_paged_attention_runs_where_there_is_no_extension(monkeypatch):
     model, params = tiny_decoder("llama"), SamplingParams(n=3, max_tokens=9, seed=4)
     native = AuditedSampler(model, block_size=BLOCK).generate(PROMPTS, params)
-    monkeypatch.setattr(runner, "_C", None)
+    monkeypatch.setattr(attention, "_C", None)
+    monkeypatch.setattr(dense, "_C", None)
     defined = AuditedSampler(model, block_size=BLOCK, num_blocks=12).generate(PROMPTS, params)
     assert token_ids(defined) == token_ids(native)
     for one, other in zip(flat(defined), flat(native), strict=True):
@@ -284,7 +285,7 @@ def test_a_call_after_an_exception_starts_afresh(forward, num_blocks):
         if calls == forward:
             raise RuntimeError("out of memory")
 
-    hook = model.layers[1].qkv.register_forward_hook(fail)
+    hook = model.layers[1].register_forward_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
             sampler.generate(PROMPTS, params)

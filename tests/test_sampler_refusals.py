@@ -33,6 +33,12 @@ CONTEXT = 512
         ("min_p", math.nan, "from 0 to 1"),
         ("stop", ("a", ""), "strings that are not empty"),
         ("stop", "###", "strings that are not empty"),
+        ("n", 2.5, "at least 1"),
+        ("max_tokens", 1e3, "at least 1"),
+        ("top_k", 2.5, "0 .no limit. or positive"),
+        ("stop_token_ids", 5, "a tuple of token ids"),
+        ("stop_token_ids", "5", "a tuple of token ids"),
+        ("stop_token_ids", ("5",), "a tuple of token ids"),
     ],
 )
 def test_sampling_params_refuse_what_makes_no_sense(name, value, allowed):
@@ -63,15 +69,18 @@ def assert_refused(match, prompts, params=None, *, limits=None, **settings):
     model = tiny_decoder()
     sampler = AuditedSampler(model, **(limits or {}))
     work = []
-    hook = model.layers[0].qkv.register_forward_hook(lambda *_: work.append("forward"))
+    hook = model.layers[0].register_forward_hook(lambda *_: work.append("forward"))
     try:
         with pytest.raises(UsageError, match=match) as refusal:
             sampler.generate(
                 prompts,
                 params or SamplingParams(n=2, max_tokens=4),
                 on_event=work.append,
+                on_progress=work.append,
                 **settings,
             )
+        with pytest.raises(UsageError, match=match):  # by the call itself, before any next()
+            sampler.as_finished(prompts, params or SamplingParams(n=2, max_tokens=4), **settings)
     finally:
         hook.remove()
     assert not work
@@ -86,8 +95,40 @@ def test_an_empty_prompt():
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE])
 def test_a_token_outside_the_vocabulary(token):
-    match = rf"^prompt 1 has a token outside the vocabulary 0\.\.{VOCAB_SIZE - 1}$"
+    match = (
+        rf"^prompt 1 has the token {token}, which is outside the vocabulary 0\.\.{VOCAB_SIZE - 1};"
+        " encode it with the model's own tokenizer$"
+    )
     assert_refused(match, [[3], [4, token]])
+
+
+def test_a_token_of_the_padding_of_the_vocabulary():
+    """A prompt may hold one, for it has an embedding; a response never does, so it stops none."""
+    model = copy.copy(tiny_decoder())
+    model.valid_vocab = 37
+    sampler = AuditedSampler(model)
+    sampler.generate([[36, 37]], SamplingParams(n=1, max_tokens=2, stop_token_ids=(36,)))
+    match = r"^stop_token_ids has 37, which is outside the vocabulary 0\.\.36; leave it out$"
+    with pytest.raises(UsageError, match=match):
+        sampler.generate([[36]], SamplingParams(n=1, max_tokens=2, stop_token_ids=(36, 37)))
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB_SIZE])
+def test_a_stop_token_outside_the_vocabulary(token):
+    SamplingParams(stop_token_ids=(0, VOCAB_SIZE - 1))
+    given = rf"{token}, which is outside the vocabulary 0\.\.{VOCAB_SIZE - 1}; leave it out$"
+    params = [
+        SamplingParams(n=2, max_tokens=4, stop_token_ids=ids) for ids in ((), (0, 63, token, 999))
+    ]
+    assert_refused(f"^stop_token_ids has {given}", [[3], [4]], params)
+    with pytest.raises(UsageError, match=f"^eos_token_ids has {given}"):
+        Sampler(tiny_decoder(), eos_token_ids=(1, token))
+
+
+def test_the_models_own_end_tokens_may_lie_outside_of_its_vocabulary():
+    model = copy.copy(tiny_decoder())
+    model.eos_token_ids = (VOCAB_SIZE + 5,)
+    AuditedSampler(model).generate([[3]], SamplingParams(n=1, max_tokens=2))
 
 
 def test_a_prompt_over_the_context():
@@ -102,8 +143,20 @@ def test_a_prompt_over_the_pool():
     limits = {"block_size": 4, "num_blocks": 3}
     fits = SamplingParams(n=3, max_tokens=4, seed=1)
     AuditedSampler(tiny_decoder(), **limits).generate([[3] * 8], fits)
-    match = r"^prompt 1 with 9 tokens and max_tokens 4 .*pool of 3 blocks x 4 tokens; raise"
+    match = (
+        "^prompt 1 has 9 tokens, which with max_tokens 4 exceed the pool of 3 blocks x 4 tokens;"
+        " raise num_blocks to 4, or shorten one of them$"
+    )
     assert_refused(match, [[3], [3] * 9], fits, limits=limits)
+
+
+def test_two_prompts_with_the_same_random_numbers():
+    match = (
+        r"^prompts 0 and 2 have the same PromptKey\(id=7, draw=1\), and so the same random numbers;"
+        " give each an id or a draw of its own$"
+    )
+    keys = [PromptKey(7, 1), PromptKey(7), PromptKey(7, 1)]
+    assert_refused(match, [[3], [4], [5]], prompt_keys=keys)
 
 
 def test_different_seeds_in_one_call():
@@ -133,7 +186,10 @@ def test_stop_strings_without_a_tokenizer():
         (r"^draw 16384 does not fit", {"prompt_keys": [PromptKey(0, 2**14)]}),
         (r"^step 4294967296 does not fit", {"step": 2**32}),
         (r"^step -1 does not fit", {"step": -1}),
-        (r"^response 4096 does not fit", {"params": SamplingParams(n=4097, max_tokens=1)}),
+        (
+            r"^n is 4097, .* holds 4096 responses a prompt; give",
+            {"params": SamplingParams(n=4097, max_tokens=1)},
+        ),
         (r"^the seed is -1", {"params": SamplingParams(max_tokens=1, seed=-1)}),
         (r"^there is no random stream 'other'", {"stream": "other"}),
     ],

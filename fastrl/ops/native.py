@@ -13,7 +13,8 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGE_BYTES = 1 << 23
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's numbers begin; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -34,9 +35,9 @@ class _Rows:
         one, each = (t, None) if isinstance(t, float) else (1.0, t)
         self.temperatures = _floats(each)
         self.logits = _C.Logits(
-            _address(logits), DTYPES[logits.dtype], logits.stride(0), len(logits), x.valid,
-            logits.shape[1], _address(self.targets), _address(self.mask),
-            _address(self.temperatures), one, x.softcap or 0.0,
+            address(logits), DTYPES[logits.dtype], logits.stride(0), len(logits), x.valid,
+            logits.shape[1], address(self.targets), address(self.mask),
+            address(self.temperatures), one, x.softcap or 0.0,
             x.logit_scale,
         )  # fmt: skip
 
@@ -56,7 +57,7 @@ def statistics(x: LogitRows) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies, [N] each."""
     rows, logprobs_N, entropy_N = _Rows(x), _empty(x), _empty(x)
     _C.row_statistics(
-        rows.logits, _address(logprobs_N), _address(entropy_N), 0, 0, 0, 0, 0,
+        rows.logits, address(logprobs_N), address(entropy_N), 0, 0, 0, 0, 0,
         torch.get_num_threads(),
     )  # fmt: skip
     return logprobs_N, entropy_N
@@ -70,9 +71,9 @@ def extras(x: LogitRows, thresholds_N: Tensor | None) -> tuple[Tensor, ...]:
     if thresholds is None:
         kept_N.zero_()
     _C.row_statistics(
-        rows.logits, _address(logprobs_N), _address(entropy_N), _address(squares_N),
-        _address(max_N), _address(argmax_N), _address(thresholds),
-        0 if thresholds is None else _address(kept_N), torch.get_num_threads(),
+        rows.logits, address(logprobs_N), address(entropy_N), address(squares_N),
+        address(max_N), address(argmax_N), address(thresholds),
+        0 if thresholds is None else address(kept_N), torch.get_num_threads(),
     )  # fmt: skip
     return logprobs_N, entropy_N, squares_N, max_N, argmax_N, kept_N
 
@@ -83,7 +84,7 @@ def gradient(x: LogitRows, a_N: Tensor, g_N: Tensor, out_NV: Tensor) -> None:
     assert out_NV.dtype == x.logits_NV.dtype
     rows, a, g = _Rows(x), _floats(a_N), _floats(g_N)
     _C.row_gradient(
-        rows.logits, _address(a), _address(g), _address(out_NV), out_NV.stride(0),
+        rows.logits, address(a), address(g), address(out_NV), out_NV.stride(0),
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -98,10 +99,10 @@ def policy_loss(
     sampler, weights = _floats(rows.sampler_logprobs), _floats(rows.row_weights)
     low, high, dual = log_bounds(spec)
     _C.policy_loss(
-        view.logits, _address(advantages), _address(old), _address(sampler), _address(weights),
+        view.logits, address(advantages), address(old), address(sampler), address(weights),
         KERNEL_LOSSES[spec.loss], KERNEL_CORRECTIONS[spec.sampler_correction], low, high, dual,
-        spec.sampler_correction_cap, spec.entropy_coef, float(scale), _address(losses_N),
-        _address(logprobs_N), _address(entropy_N), _address(out_NV),
+        spec.sampler_correction_cap, spec.entropy_coef, float(scale), address(losses_N),
+        address(logprobs_N), address(entropy_N), address(out_NV),
         0 if out_NV is None else out_NV.stride(0), torch.get_num_threads(),
     )  # fmt: skip
     return losses_N, logprobs_N, entropy_N
@@ -115,8 +116,8 @@ def sample(x: LogitRows, filters: Filters, noise: Noise) -> tuple[Tensor, Tensor
     assert top_k.dtype == torch.int32 and top_p.dtype == min_p.dtype == torch.float32
     assert noise.counters_N4.dtype == torch.int64 and noise.counters_N4.is_contiguous()
     _C.sample(
-        rows.logits, _address(top_k), _address(top_p), _address(min_p),
-        _address(noise.counters_N4), *noise.key, _address(tokens_N), _address(logprobs_N),
-        _address(kept_N), torch.get_num_threads(),
+        rows.logits, address(top_k), address(top_p), address(min_p),
+        address(noise.counters_N4), *noise.key, address(tokens_N), address(logprobs_N),
+        address(kept_N), torch.get_num_threads(),
     )  # fmt: skip
     return tokens_N, logprobs_N, kept_N

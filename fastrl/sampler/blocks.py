@@ -49,3 +49,11 @@ class BlockPool:
         self.free.extend(freed)
         if freed and self.on_free:
             self.on_free(freed)
+
+    def reset(self) -> None:
+        """Every block is free, whoever owned it."""
+        owned = sorted(set(range(1, self.num_blocks + 1)).difference(self.free))
+        self.references = [0] * (self.num_blocks + 1)
+        self.free = list(range(self.num_blocks, 0, -1))
+        if owned and self.on_free:
+            self.on_free(owned)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,13 @@ from fastrl import ops
 from fastrl.errors import UsageError
 from fastrl.model import Decoder
 from fastrl.sampler.blocks import BlockPool
+from fastrl.sampler.cache import PagedCache
 from fastrl.sampler.philox import PromptKey, check_range, counters, make_key
-from fastrl.sampler.runner import PagedCache, Runner
+from fastrl.sampler.request import check_known, groups_of
+from fastrl.sampler.runner import Runner
 from fastrl.sampler.scheduler import Chunk, Scheduler
 from fastrl.sampler.sequence import Group, SamplingParams, Sequence
+from fastrl.sampler.stop_strings import StopStrings
 from fastrl.tokenizer import Tokenizer
 from fastrl.types import Completion
 
@@ -31,6 +35,22 @@ class Event:
     prompt: int  # index in the call
     response: int  # index in its group
     completion: Completion
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a call is after a forward."""
+
+    new_tokens: tuple[tuple[int, int, int], ...]  # (prompt, response, token id) of this forward
+    finished: int  # responses so far
+    responses: int  # of the whole call
+    generated_tokens: int  # so far
+    seconds: float  # so far
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second so far."""
+        return self.generated_tokens / self.seconds
 
 
 @dataclass
@@ -47,16 +67,28 @@ class SamplerStats:
 
 @dataclass(eq=False)
 class _Call:
-    """The state of one call of `generate`."""
+    """The state of a call; what the last forward brought is in `sampled` and `events`."""
 
+    groups: list[Group]
     scheduler: Scheduler
     runner: Runner
     key: tuple[int, int]
     step: int
-    results: list[list[Completion | None]]
-    on_event: Callable[[Event], bool | None] | None
-    cancelled: bool = False
-    stats: SamplerStats = field(default_factory=SamplerStats)
+    started: float
+    stats: SamplerStats
+    sampled: list[Sequence] = field(default_factory=list)  # have a token more
+    events: list[Event] = field(default_factory=list)
+    finished: int = 0  # responses
+
+    def progress(self) -> Progress:
+        """What `on_progress` is told."""
+        return Progress(
+            tuple((s.group.index, s.response, s.token_ids[-1]) for s in self.sampled),
+            self.finished,
+            sum(g.params.n for g in self.groups),
+            self.stats.generated_tokens,
+            time.perf_counter() - self.started,
+        )
 
 
 class Sampler:
@@ -89,6 +121,7 @@ class Sampler:
         ):
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
+        check_known("eos_token_ids has", eos_token_ids or (), model.valid_vocab, "leave it out")
         self.model = model
         self.eos_token_ids = frozenset(
             model.eos_token_ids if eos_token_ids is None else eos_token_ids
@@ -100,7 +133,6 @@ class Sampler:
         self.stats = SamplerStats()
         self._cache: PagedCache | None = None
 
-    @torch.no_grad()
     def generate(
         self,
         prompt_token_ids: Seq[Seq[int]],
@@ -110,92 +142,97 @@ class Sampler:
         step: int = 0,
         stream: str = "train",
         on_event: Callable[[Event], bool | None] | None = None,
+        on_progress: Callable[[Progress], bool | None] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` responses to each prompt, grouped by prompt.
 
         `params`: one for all prompts, or one each. `prompt_keys`, `step` and `stream` name the
-        random numbers (default key: the prompt's index in the call). `on_event` receives every
-        response as it finishes; returning False cancels the rest, whose finish_reason is then
-        "cancelled". Raises UsageError, before any work, for what can never be sampled.
+        random numbers (default key: the prompt's index in the call). `on_progress` is called after
+        each forward, then `on_event` with every response that it finished; either cancels the rest
+        by returning False: their finish_reason is "cancelled", and no more is told of them.
+        However a call ends, by an exception too, every block is free and the next call is as good
+        as the first. Raises UsageError, before any work, for what can never be sampled.
         """
-        started = time.perf_counter()
-        self.stats = SamplerStats()
-        groups = self._groups(prompt_token_ids, params, prompt_keys)
-        if not groups:
-            return []
-        check_range("step", step)
-        check_range("token", self.model.valid_vocab - 1)
-        call = self._begin(groups, step, stream, on_event)
-        while not call.scheduler.done and not call.cancelled:
-            self._advance(call, call.scheduler.schedule())
-        if call.cancelled:
-            self._cancel(call, groups)
-        self.stats = call.stats
-        self.stats.rows_computed = call.runner.rows
-        self.stats.recomputed_tokens = call.runner.recomputed
-        self.stats.preemptions = call.scheduler.preemptions
-        self.stats.seconds = time.perf_counter() - started
-        assert len(call.scheduler.pool.free) == call.scheduler.pool.num_blocks, "a block leaked"
-        return [[c for c in group if c is not None] for group in call.results]
+        groups, key = self._request(prompt_token_ids, params, prompt_keys, step, stream)
+        with closing(self._forwards(groups, key, step)) as forwards:
+            for call in forwards:
+                if on_progress is not None and on_progress(call.progress()) is False:
+                    break
+                if on_event is not None and any(on_event(e) is False for e in call.events):
+                    break
+        return [[c for c in group.completions if c is not None] for group in groups]
 
-    def _groups(
+    def as_finished(
+        self,
+        prompt_token_ids: Seq[Seq[int]],
+        params: SamplingParams | Seq[SamplingParams],
+        *,
+        prompt_keys: Seq[PromptKey] | None = None,
+        step: int = 0,
+        stream: str = "train",
+    ) -> Generator[Event, None, None]:
+        """Each response as soon as it is finished; between two of them nothing is computed.
+
+        Arguments as for `generate`; UsageError is raised by the call itself. Closing the generator
+        cancels the rest and frees every block, as does leaving it to be collected.
+        """
+        groups, key = self._request(prompt_token_ids, params, prompt_keys, step, stream)
+        return self._events(groups, key, step)
+
+    def _events(
+        self, groups: list[Group], key: tuple[int, int], step: int
+    ) -> Generator[Event, None, None]:
+        with closing(self._forwards(groups, key, step)) as forwards:
+            for call in forwards:
+                yield from call.events
+
+    def _forwards(
+        self, groups: list[Group], key: tuple[int, int], step: int
+    ) -> Generator[_Call, None, None]:
+        """The state of the call after each of its forwards: THE loop of the sampler."""
+        self.stats = SamplerStats()
+        if not groups:
+            return
+        call = self._begin(groups, key, step)
+        try:
+            while not call.scheduler.done:
+                self._advance(call, call.scheduler.schedule())
+                yield call
+            assert len(call.scheduler.pool.free) == call.scheduler.pool.num_blocks, "a block leaked"
+        finally:
+            self._end(call)
+
+    def _request(
         self,
         prompts: Seq[Seq[int]],
         params: SamplingParams | Seq[SamplingParams],
         keys: Seq[PromptKey] | None,
-    ) -> list[Group]:
-        every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        keys = [PromptKey(i) for i in range(len(prompts))] if keys is None else keys
-        if len(every) != len(prompts) or len(keys) != len(prompts):
-            raise UsageError(
-                f"{len(prompts)} prompts came with {len(every)} params and {len(keys)} keys; give"
-                " one each"
-            )
-        context = self.model.config.max_position
-        vocab = self.model.config.vocab_size
-        groups = []
-        for i, (prompt, p, key) in enumerate(zip(prompts, every, keys, strict=True)):
-            total = len(prompt) + p.max_tokens
-            if not len(prompt):
-                raise UsageError(f"prompt {i} is empty; give at least one token")
-            if not all(0 <= t < vocab for t in prompt):
-                raise UsageError(f"prompt {i} has a token outside the vocabulary 0..{vocab - 1}")
-            if total > context:
-                raise UsageError(
-                    f"prompt {i} has {len(prompt)} tokens, which with max_tokens {p.max_tokens}"
-                    f" exceed the model's context of {context}; shorten one of them"
-                )
-            pool = (self.num_blocks or total) * self.block_size
-            if total > pool:
-                raise UsageError(
-                    f"prompt {i} with {len(prompt)} tokens and max_tokens {p.max_tokens} do not fit"
-                    f" the pool of {self.num_blocks} blocks x {self.block_size} tokens; raise"
-                    " num_blocks"
-                )
-            if p.stop and self.tokenizer is None:
-                raise UsageError("stop strings need a tokenizer; give Sampler one")
-            check_range("response", p.n - 1)
-            check_range("position", p.max_tokens - 1)
-            check_range("id", key.id)
-            check_range("draw", key.draw)
-            groups.append(Group(i, list(prompt), p, key))
-        if len({g.params.seed for g in groups}) > 1:
-            raise UsageError("the params of one call have different seeds; give one seed")
-        return groups
+        step: int,
+        stream: str,
+    ) -> tuple[list[Group], tuple[int, int]]:
+        """What is asked for, and the key of its random numbers, once it can be sampled."""
+        groups = groups_of(
+            prompts, params, keys, model=self.model, has_tokenizer=self.tokenizer is not None,
+            block_size=self.block_size, num_blocks=self.num_blocks,
+        )  # fmt: skip
+        check_range("step", step)
+        check_range("token", self.model.valid_vocab - 1)
+        seed = groups[0].params.seed if groups else None
+        return groups, make_key(secrets.randbits(56) if seed is None else seed, stream)
 
-    def _begin(self, groups: list[Group], step: int, stream: str, on_event) -> _Call:
-        seed = groups[0].params.seed
+    def _begin(self, groups: list[Group], key: tuple[int, int], step: int) -> _Call:
+        started = time.perf_counter()
         longest = max(len(g.prompt) + g.params.max_tokens for g in groups)
         # prompts of the groups that run at once, their responses, and a tail block for each
         running = min(self.max_running, sum(g.params.n for g in groups))
         needed = (running + 1) * (-(-longest // self.block_size) + 1)
         num_blocks = self.num_blocks or needed
-        cache = self._cache
+        # taken away until the call ends: one that begins meanwhile makes its own
+        cache, self._cache = self._cache, None
         if cache is None or cache.num_blocks < num_blocks:
             cache = PagedCache(self.model, num_blocks, self.block_size, self.poison)
-        self._cache = cache
         pool = BlockPool(cache.num_blocks, cache.forget if self.poison else None)
-        cache.forget(pool.free)  # a call that raised left its own
+        cache.forget(pool.free)
         scheduler = Scheduler(
             pool,
             groups,
@@ -204,16 +241,36 @@ class Sampler:
             max_running=self.max_running,
         )
         return _Call(
+            groups=groups,
             scheduler=scheduler,
             runner=Runner(self.model, cache, self.max_running, longest),
-            key=make_key(secrets.randbits(56) if seed is None else seed, stream),
+            key=key,
             step=step,
-            results=[[None] * g.params.n for g in groups],
-            on_event=on_event,
+            started=started,
+            stats=self.stats,
         )
 
+    def _end(self, call: _Call) -> None:
+        """Free every block; what was sampled so far is kept as it is."""
+        scheduler = call.scheduler
+        for sequence in (*scheduler.running, *scheduler.preempted):
+            if sequence.response >= 0:
+                cancelled = sequence.completion("cancelled")
+                sequence.group.completions[sequence.response] = cancelled
+        scheduler.abandon()
+        empty = Completion((), (), (), "cancelled")
+        for group in call.groups:
+            group.completions[:] = [empty if c is None else c for c in group.completions]
+        call.stats.rows_computed = call.runner.rows
+        call.stats.recomputed_tokens = call.runner.recomputed
+        call.stats.preemptions = scheduler.preemptions
+        call.stats.seconds = time.perf_counter() - call.started
+        self._cache = call.runner.cache
+
+    @torch.no_grad()
     def _advance(self, call: _Call, chunks: list[Chunk]) -> None:
         """One forward, and a token for every sequence that it completes."""
+        call.sampled, call.events = [], []
         logits_RV = call.runner.forward(chunks)
         call.stats.forwards += 1
         complete = [c.sequence for c in chunks if c.end == c.sequence.total]
@@ -250,7 +307,7 @@ class Sampler:
 
     def _sample(
         self, call: _Call, logits_RV: torch.Tensor, sequences: list[Sequence]
-    ) -> dict[int, tuple[str, str | None]]:
+    ) -> dict[int, tuple[str, int | str | None]]:
         """Append a token to every sequence; the reasons of those that it finishes, by id()."""
         groups = [s.group for s in sequences]
         params = [g.params for g in groups]
@@ -265,7 +322,7 @@ class Sampler:
             logits_RV, torch.from_numpy(where).to(logits_RV.device), call.key,
             **_settings(params, logits_RV.device),
         )  # fmt: skip
-        finished: dict[int, tuple[str, str | None]] = {}
+        finished: dict[int, tuple[str, int | str | None]] = {}
         for sequence, token, logprob, kept_mass in zip(
             sequences,
             found.tokens.tolist(),
@@ -277,12 +334,15 @@ class Sampler:
                 finished[id(sequence)] = ("error", None)
                 continue
             call.stats.generated_tokens += 1
+            call.sampled.append(sequence)
             sequence.token_ids.append(token)
             sequence.logprobs.append(logprob)
             sequence.log_kept_mass.append(kept_mass)
             p = sequence.group.params
             if token in self.eos_token_ids and not p.ignore_eos:
                 finished[id(sequence)] = ("stop", None)
+            elif token in p.stop_token_ids:
+                finished[id(sequence)] = ("stop", token)
             elif p.stop and (string := self._stop_string(sequence)) is not None:
                 finished[id(sequence)] = ("stop", string)
             elif len(sequence.token_ids) == p.max_tokens:
@@ -290,9 +350,10 @@ class Sampler:
         return finished
 
     def _stop_string(self, sequence: Sequence) -> str | None:
-        assert self.tokenizer is not None
-        text = self.tokenizer.decode(sequence.token_ids)
-        return next((s for s in sequence.group.params.stop if s in text), None)
+        if sequence.stop_strings is None:
+            assert self.tokenizer is not None
+            sequence.stop_strings = StopStrings(self.tokenizer, sequence.group.params.stop)
+        return sequence.stop_strings.find(sequence.token_ids)
 
     def _fork(
         self,
@@ -316,31 +377,13 @@ class Sampler:
         scheduler.take_over(parent, children[0])
 
     def _finish(
-        self, call: _Call, sequence: Sequence, reason: str, stop_reason: str | None
+        self, call: _Call, sequence: Sequence, reason: str, stop_reason: int | str | None
     ) -> None:
         completion = sequence.completion(reason, stop_reason)
-        group = sequence.group.index
-        call.results[group][sequence.response] = completion
-        if call.on_event is None or call.cancelled:
-            return
-        if call.on_event(Event(group, sequence.response, completion)) is False:
-            call.cancelled = True
-
-    def _cancel(self, call: _Call, groups: list[Group]) -> None:
-        """Free every block; what was sampled so far is handed back as it is."""
-        scheduler = call.scheduler
-        unfinished = [*scheduler.running, *scheduler.preempted]
-        for sequence in list(scheduler.running):
-            scheduler.leave(sequence)
-        for sequence in unfinished:
-            if sequence.response >= 0:
-                call.results[sequence.group.index][sequence.response] = sequence.completion(
-                    "cancelled"
-                )
-        empty = Completion((), (), (), "cancelled")
-        for group in groups:
-            results = call.results[group.index]
-            results[:] = [empty if c is None else c for c in results]
+        group, response = sequence.group, sequence.response
+        group.completions[response] = completion
+        call.finished += 1
+        call.events.append(Event(group.index, response, completion))
 
 
 def _settings(params: Seq[SamplingParams], device: torch.device) -> dict[str, Any]:

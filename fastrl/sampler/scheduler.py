@@ -129,6 +129,13 @@ class Scheduler:
         else:
             self.suspend(sequence)
 
+    def abandon(self) -> None:
+        """Leave undone what is left; every block is free, whatever state the call broke off in."""
+        self.running.clear()
+        self.preempted.clear()
+        self.waiting.clear()
+        self.pool.reset()
+
     def _next(self) -> Sequence | None:
         return self.preempted[0] if self.preempted else self.waiting[0] if self.waiting else None
 

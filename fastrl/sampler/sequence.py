@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from fastrl.errors import UsageError
 from fastrl.sampler.philox import PromptKey
+from fastrl.sampler.stop_strings import StopStrings
 from fastrl.types import Completion
 
 
@@ -20,25 +22,36 @@ class SamplingParams:
     top_k: int = 0  # 0: no limit
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # end a response as end tokens do, ignore_eos or not
     seed: int | None = None  # None: from the operating system
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for ok, name, allowed in (
-            (self.n >= 1, "n", "at least 1"),
-            (self.max_tokens >= 1, "max_tokens", "at least 1"),
+            (_whole(self.n) and self.n >= 1, "n", "a whole number of at least 1"),
+            (
+                _whole(self.max_tokens) and self.max_tokens >= 1,
+                "max_tokens",
+                "a whole number of at least 1",
+            ),
             (
                 self.temperature == 0 or 1e-30 <= self.temperature <= 1e30,
                 "temperature",
                 "0 (greedy) or from 1e-30 to 1e30",
             ),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
-            (self.top_k >= 0, "top_k", "0 (no limit) or positive"),
+            (_whole(self.top_k) and self.top_k >= 0, "top_k", "0 (no limit) or positive"),
             (0 <= self.min_p <= 1, "min_p", "from 0 to 1"),
             (
                 not isinstance(self.stop, str) and all(self.stop),
                 "stop",
                 "a tuple of strings that are not empty",
+            ),
+            (
+                isinstance(self.stop_token_ids, tuple | list)
+                and all(map(_whole, self.stop_token_ids)),
+                "stop_token_ids",
+                "a tuple of token ids",
             ),
         ):
             if not ok:
@@ -50,6 +63,10 @@ class SamplingParams:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral)
+
+
 @dataclass(eq=False)
 class Group:
     """A prompt and what is common to its responses."""
@@ -58,6 +75,10 @@ class Group:
     prompt: list[int]
     params: SamplingParams
     key: PromptKey
+    completions: list[Completion | None] = field(init=False)  # None: not finished
+
+    def __post_init__(self) -> None:
+        self.completions = [None] * self.params.n
 
 
 @dataclass(eq=False)
@@ -76,6 +97,7 @@ class Sequence:
     cached: int = 0
     computed: int = 0  # the largest `cached` so far: what lies below it was computed before
     slot: int = -1  # row of the block table while it is in the pool
+    stop_strings: StopStrings | None = None
 
     @property
     def age(self) -> tuple[int, int]:
@@ -94,7 +116,7 @@ class Sequence:
             prompt[position] if position < len(prompt) else self.token_ids[position - len(prompt)]
         )
 
-    def completion(self, finish_reason: str, stop_reason: str | None = None) -> Completion:
+    def completion(self, finish_reason: str, stop_reason: int | str | None = None) -> Completion:
         """The finished response."""
         return Completion(
             tuple(self.token_ids),

@@ -1,0 +1,383 @@
+// The functions of `paged_attention.h` on the including file's instruction set.
+//
+// An online softmax over steps of positions (Milakov and Gimelshein 2018; Dao et al. 2022), in base
+// 2: with s = q k scale log2(e), m = max s, l = sum 2^(s-m), out = sum 2^(s-m) v / l. Keys of a
+// step are turned, so that a register holds one of their numbers for many positions.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "paged_attention.h"
+#include "vectors.h"
+
+namespace fastrl::FASTRL_ISA {
+
+constexpr int STEP = 16;             // positions at a time
+constexpr int PARTS = STEP / WIDTH;  // vectors of them
+constexpr int QUERIES = 4;           // that share a load of keys or values
+
+// COUNT numbers of a head, as fp32, rotated by the row's angles where there are any
+// (Su et al. 2021; halves as in GPT-NeoX).
+template <typename T>
+FASTRL_INLINE void rotated(const T* head, const float* cos, const float* sin, int64_t dim,
+                           float* out) {
+    int64_t i = 0;
+    for (; i + WIDTH <= dim; i += WIDTH) store(out + i, load(head + i));
+    for (; i < dim; ++i) {
+        T numbers[WIDTH] = {head[i]};
+        out[i] = load(numbers)[0];
+    }
+    if (cos == nullptr) return;
+    const int64_t half = dim / 2;
+    for (i = 0; i < half; ++i) {
+        const float first = out[i], second = out[half + i];
+        out[i] = first * cos[i] - second * sin[i];
+        out[half + i] = second * cos[i] + first * sin[i];
+    }
+}
+
+template <typename T>
+FASTRL_INLINE void store_numbers(T* target, const float* values, int64_t count) {
+    int64_t i = 0;
+    for (; i + WIDTH <= count; i += WIDTH) store(target + i, load(values + i));
+    if (const int64_t left = count - i; left > 0) {
+        float from[WIDTH] = {};
+        T to[WIDTH];
+        std::memcpy(from, values + i, left * sizeof(float));
+        store(to, load(from));
+        std::memcpy(target + i, to, left * sizeof(T));
+    }
+}
+
+template <typename T>
+void write_row(const PagedAttention& a, int64_t row) {
+    const int64_t position = a.context[row] - 1;
+    const int64_t block = a.tables[a.row_table[row] * a.table_stride + position / a.block_size];
+    const int64_t slot = (block * a.block_size + position % a.block_size) * a.kv_heads * a.dim;
+    const T* k = static_cast<const T*>(a.k) + row * a.k_stride;
+    const T* v = static_cast<const T*>(a.v) + row * a.v_stride;
+    std::memcpy(static_cast<T*>(a.v_cache) + slot, v, a.kv_heads * a.dim * sizeof(T));
+    const float* cos = a.cos ? a.cos + row * (a.dim / 2) : nullptr;
+    const float* sin = a.cos ? a.sin + row * (a.dim / 2) : nullptr;
+    thread_local std::vector<float> memory;
+    memory.resize(a.dim);
+    float* head = memory.data();
+    for (int64_t i = 0; i < a.kv_heads; ++i) {
+        rotated(k + i * a.dim, cos, sin, a.dim, head);
+        store_numbers(static_cast<T*>(a.k_cache) + slot + i * a.dim, head, a.dim);
+    }
+}
+
+// What some queries have seen so far, and the keys and values of the step they see next.
+struct Seen {
+    int64_t dim, padded;  // numbers of a head, in fp32, and rounded up to whole vectors
+    std::vector<float> memory;
+    float* q;       // [queries][dim], scaled to base 2
+    float* sums;    // [queries][padded], of 2^(s-m) v
+    float* totals;  // [queries][STEP], of 2^(s-m)
+    float* peaks;   // [queries], m
+    float* keys;    // [dim][STEP]
+    float* values;  // [STEP][padded]
+
+    void reserve(int64_t queries, int64_t dim_) {
+        dim = dim_;
+        padded = (dim + WIDTH - 1) / WIDTH * WIDTH;
+        const int64_t sizes[] = {queries * dim, queries * padded, queries * STEP,
+                                 queries,       dim * STEP,       STEP * padded};
+        float** parts[] = {&q, &sums, &totals, &peaks, &keys, &values};
+        int64_t needed = 0;
+        for (int64_t size : sizes) needed += size + 15;
+        memory.resize(needed);
+        float* next = memory.data();
+        for (int i = 0; i < 6; ++i) {
+            next += (64 - reinterpret_cast<uintptr_t>(next) % 64) % 64 / 4;  // a line of the cache
+            *parts[i] = next;
+            next += sizes[i];
+        }
+        std::fill(sums, sums + queries * padded, 0.0f);
+        std::fill(totals, totals + queries * STEP, 0.0f);
+        std::fill(peaks, peaks + queries, -std::numeric_limits<float>::infinity());
+    }
+};
+
+// The keys and values at positions [first, first + count) of a table into `seen`, zeros after them.
+template <typename T>
+void fetch(const PagedAttention& a, const int32_t* table, int64_t kv_head, int64_t first,
+           int64_t count, Seen& seen) {
+    const T *k[STEP], *v[STEP];
+    const int64_t dim = a.dim, padded = seen.padded;
+    for (int64_t t = 0; t < count; ++t) {
+        const int64_t block = table[(first + t) / a.block_size];
+        const int64_t slot = block * a.block_size + (first + t) % a.block_size;
+        const int64_t at = (slot * a.kv_heads + kv_head) * a.dim;
+        k[t] = static_cast<const T*>(a.k_cache) + at;
+        v[t] = static_cast<const T*>(a.v_cache) + at;
+    }
+    constexpr int NUMBERS = 4 / sizeof(T);  // of a word
+    float* keys = seen.keys;
+    for (int group = 0; group < STEP; group += WIDTH) {
+        int64_t d = 0;
+        for (; d + NUMBERS * WIDTH <= dim; d += NUMBERS * WIDTH) {
+            Ints block[WIDTH] = {};
+#pragma GCC unroll 16
+            for (int i = 0; i < WIDTH; ++i)
+                if (group + i < count) std::memcpy(&block[i], k[group + i] + d, sizeof(Ints));
+            transpose(block);
+#pragma GCC unroll 16
+            for (int i = 0; i < WIDTH; ++i) {
+                float* to = keys + (d + NUMBERS * i) * STEP + group;
+                if constexpr (NUMBERS == 1) {
+                    store(to, as_floats(block[i]));
+                } else {  // in bf16 the first in the lower half
+                    store(to, as_floats(block[i] << 16));
+                    store(to + STEP, as_floats(block[i] & static_cast<int32_t>(0xffff0000)));
+                }
+            }
+        }
+        for (; d < dim; ++d)
+            for (int i = 0; i < WIDTH; ++i) {
+                T number[WIDTH] = {};
+                if (group + i < count) number[0] = k[group + i][d];
+                keys[d * STEP + group + i] = load(number)[0];
+            }
+    }
+    for (int64_t t = 0; t < count; ++t) {
+        float* out = seen.values + t * padded;
+        const T* from = v[t];
+        int64_t d = 0;
+        for (; d + WIDTH <= dim; d += WIDTH) store(out + d, load(from + d));
+        if (d < dim) {
+            T numbers[WIDTH] = {};
+            std::memcpy(numbers, from + d, (dim - d) * sizeof(T));
+            store(out + d, load(numbers));
+        }
+    }
+}
+
+// N queries from `first` on over a step, of which query i sees counts[i] positions.
+template <int N>
+FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIES],
+                       const Floats (&lanes)[PARTS]) {
+    const float* q = seen.q + first * seen.dim;
+    // even and odd numbers apart: a sum waits for its last addition
+    Floats scores[2][N][PARTS] = {};
+    int64_t d = 0;
+    for (; d + 2 <= seen.dim; d += 2) {
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; ++odd)
+#pragma GCC unroll 4
+            for (int lane = 0; lane < PARTS; ++lane) {
+                const Floats keys = load(seen.keys + (d + odd) * STEP + lane * WIDTH);
+#pragma GCC unroll 4
+                for (int i = 0; i < N; ++i)
+                    scores[odd][i][lane] += splat(q[i * seen.dim + d + odd]) * keys;
+            }
+    }
+    if (d < seen.dim)
+        for (int lane = 0; lane < PARTS; ++lane)
+            for (int i = 0; i < N; ++i)
+                scores[0][i][lane] +=
+                    splat(q[i * seen.dim + d]) * load(seen.keys + d * STEP + lane * WIDTH);
+
+    alignas(64) float weights[N][STEP];
+    int64_t common = STEP;  // positions that all of them see
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+        const Floats limit = splat(static_cast<float>(counts[i]));
+        Floats s[PARTS], top = splat(-std::numeric_limits<float>::infinity());
+#pragma GCC unroll 4
+        for (int lane = 0; lane < PARTS; ++lane) {
+            s[lane] = scores[0][i][lane] + scores[1][i][lane];
+            s[lane] = lanes[lane] < limit ? s[lane] : -std::numeric_limits<float>::infinity();
+            top = larger(s[lane], top);
+        }
+        float& peak = seen.peaks[first + i];
+        const float now = std::max(peak, largest(top));
+        float* sums = seen.sums + (first + i) * seen.padded;
+        float* totals = seen.totals + (first + i) * STEP;
+        if (now > peak) {
+            // 2^(m - m'); 0 at first
+            const Floats shrink = exp2(splat(std::max(peak - now, -127.0f)));
+            for (int64_t k = 0; k < seen.padded; k += WIDTH)
+                store(sums + k, load(sums + k) * shrink);
+            for (int lane = 0; lane < PARTS; ++lane)
+                store(totals + lane * WIDTH, load(totals + lane * WIDTH) * shrink);
+            peak = now;
+        }
+#pragma GCC unroll 4
+        for (int lane = 0; lane < PARTS; ++lane) {
+            const Floats t = s[lane] - now;
+            const Floats weight = t == t ? exp2(t < -126.0f ? splat(-127.0f) : t) : t;
+            store(weights[i] + lane * WIDTH, weight);
+            store(totals + lane * WIDTH, load(totals + lane * WIDTH) + weight);
+        }
+        common = std::min(common, counts[i]);
+    }
+    for (int64_t k = 0; k < seen.padded; k += 2 * WIDTH) {
+        const bool two = k + WIDTH < seen.padded;
+        const int64_t other = two ? WIDTH : 0;
+        Floats sums[N][2];
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) {
+            const float* from = seen.sums + (first + i) * seen.padded + k;
+            sums[i][0] = load(from);
+            sums[i][1] = load(from + other);
+        }
+        for (int64_t t = 0; t < common; ++t) {
+            const float* values = seen.values + t * seen.padded + k;
+            const Floats low = load(values), high = load(values + other);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; ++i) {
+                const Floats weight = splat(weights[i][t]);
+                sums[i][0] += weight * low;
+                sums[i][1] += weight * high;
+            }
+        }
+        // not with a weight of 0: what another query alone sees may be infinite
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i)
+            for (int64_t t = common; t < counts[i]; ++t) {
+                const float* values = seen.values + t * seen.padded + k;
+                const Floats weight = splat(weights[i][t]);
+                sums[i][0] += weight * load(values);
+                sums[i][1] += weight * load(values + other);
+            }
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) {
+            float* to = seen.sums + (first + i) * seen.padded + k;
+            store(to, sums[i][0]);
+            if (two) store(to + WIDTH, sums[i][1]);
+        }
+    }
+}
+
+// Some positions of a table on their way into a cache of the processor: without it a step waits for
+// memory (128 rows of 90 positions, 9 heads of 64: twice the time). A head's at a time, between the
+// others' work: all at once is slower.
+template <typename T>
+FASTRL_INLINE void prefetch(const PagedAttention& a, const int32_t* table, int64_t kv_head,
+                            int64_t first, int64_t count) {
+    constexpr int64_t LINE = 64 / sizeof(T);
+    for (int64_t t = 0; t < count; ++t) {
+        const int64_t block = table[(first + t) / a.block_size];
+        const int64_t slot = block * a.block_size + (first + t) % a.block_size;
+        const int64_t at = (slot * a.kv_heads + kv_head) * a.dim;
+        const T *k = static_cast<const T*>(a.k_cache) + at,
+                *v = static_cast<const T*>(a.v_cache) + at;
+        for (int64_t d = 0; d < a.dim; d += LINE) {
+            __builtin_prefetch(k + d, 0, 2);
+            __builtin_prefetch(v + d, 0, 2);
+        }
+    }
+}
+
+template <typename T>
+void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64_t first_head,
+                 int64_t kv_heads) {
+    thread_local Seen memory;
+    Seen& seen = memory;
+    const int64_t group = a.heads / a.kv_heads, queries = rows * group;  // of a key/value head
+    seen.reserve(queries * kv_heads, a.dim);
+    const float to_base_2 = a.scale * 1.4426950408889634f;
+    const int32_t* context = a.context + first_row;
+    int64_t longest = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t at = first_row + row;
+        const T* q = static_cast<const T*>(a.q) + at * a.q_stride + first_head * group * a.dim;
+        const float* cos = a.cos ? a.cos + at * (a.dim / 2) : nullptr;
+        const float* sin = a.cos ? a.sin + at * (a.dim / 2) : nullptr;
+        for (int64_t i = 0; i < group * kv_heads; ++i) {
+            float* out = seen.q + (i / group * queries + row * group + i % group) * a.dim;
+            rotated(q + i * a.dim, cos, sin, a.dim, out);
+            for (int64_t d = 0; d < a.dim; ++d) out[d] *= to_base_2;
+        }
+        longest = std::max<int64_t>(longest, context[row]);
+    }
+    Floats lanes[PARTS];
+    for (int i = 0; i < STEP; ++i) lanes[i / WIDTH][i % WIDTH] = static_cast<float>(i);
+
+    const auto table_of = [&](int64_t row) {
+        return a.tables + a.row_table[first_row + row] * a.table_stride;
+    };
+    for (int64_t start = 0; start < longest; start += STEP) {
+        const auto visible = [&](int64_t row) {
+            return std::clamp<int64_t>(context[row] - start, 0, STEP);
+        };
+        // whether both rows read the same blocks, as far as both see
+        const auto alike = [&](const int32_t* one, const int32_t* other, int64_t count) {
+            if (one == other) return true;
+            const int64_t begin = start / a.block_size;
+            const int64_t end = (start + count - 1) / a.block_size + 1;
+            return std::equal(one + begin, one + end, other + begin);
+        };
+        for (int64_t row = 0; row < rows;) {
+            int64_t count = visible(row), next = row + 1, most = context[row];
+            if (count == 0) {
+                row = next;
+                continue;
+            }
+            const int32_t* table = table_of(row);
+            for (int64_t more; next < rows && (more = visible(next)) > 0; ++next) {
+                if (!alike(table, table_of(next), std::min(count, more))) break;
+                if (more > count || context[next] > most) {  // the longer table from here on
+                    count = more;
+                    most = context[next];
+                    table = table_of(next);
+                }
+            }
+            const int64_t ahead = std::min<int64_t>(STEP, most - start - STEP);
+            for (int64_t head = 0; head < kv_heads; ++head) {
+                fetch<T>(a, table, first_head + head, start, count, seen);
+                prefetch<T>(a, table, first_head + head, start + STEP, ahead);
+                for (int64_t query = row * group; query < next * group; query += QUERIES) {
+                    const int64_t left = std::min<int64_t>(QUERIES, next * group - query);
+                    const int64_t first = head * queries + query;
+                    int64_t counts[QUERIES] = {};
+                    for (int64_t i = 0; i < left; ++i) counts[i] = visible((query + i) / group);
+                    switch (left) {
+                        case 1: see<1>(seen, first, counts, lanes); break;
+                        case 2: see<2>(seen, first, counts, lanes); break;
+                        case 3: see<3>(seen, first, counts, lanes); break;
+                        default: see<4>(seen, first, counts, lanes); break;
+                    }
+                }
+            }
+            row = next;
+        }
+    }
+
+    for (int64_t head = 0; head < kv_heads; ++head)
+        for (int64_t query = 0; query < queries; ++query) {
+            const int64_t from = head * queries + query;
+            double sum = 0;
+            for (int part = 0; part < PARTS; ++part)
+                sum += total(load(seen.totals + from * STEP + part * WIDTH));
+            float* sums = seen.sums + from * seen.padded;
+            const float inverse = static_cast<float>(1.0 / sum);
+            for (int64_t d = 0; d < seen.padded; d += WIDTH)
+                store(sums + d, load(sums + d) * inverse);
+            const int64_t at =
+                (first_row + query / group) * a.heads + (first_head + head) * group + query % group;
+            store_numbers(static_cast<T*>(a.out) + at * a.dim, sums, a.dim);
+        }
+}
+
+void write(const PagedAttention& a, int64_t row) {
+    a.dtype == DType::bf16 ? write_row<BFloat16>(a, row) : write_row<float>(a, row);
+}
+
+void attend(const PagedAttention& a, int64_t first_row, int64_t rows, int64_t first_head,
+            int64_t kv_heads) {
+    if (a.dtype == DType::bf16)
+        attend_rows<BFloat16>(a, first_row, rows, first_head, kv_heads);
+    else
+        attend_rows<float>(a, first_row, rows, first_head, kv_heads);
+}
+
+constexpr AttentionFunctions attention = {write, attend};
+
+}  // namespace fastrl::FASTRL_ISA

@@ -1,0 +1,22 @@
+// AVX-512 with products of pairs in bf16; all else is `set_avx512.cpp`'s.
+#include "instruction_sets.h"
+
+#if FASTRL_X86_SETS && __GNUC__ >= 11
+#include "set_headers.h"
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#define FASTRL_AVX512 1
+#define FASTRL_DOT_BF16 1
+#define FASTRL_ISA avx512_bf16
+#define FASTRL_WIDTH 16
+#include "dense_kernel.h"
+
+namespace fastrl {
+const InstructionSet avx512_bf16_set = {
+    "avx512_bf16",
+    avx512_set.rows,
+    avx512_set.dense,
+    &avx512_bf16::dense_of<avx512_bf16::BFloat16>,
+    avx512_set.attention,
+    [] { return avx512_set.runs_here() && __builtin_cpu_supports("avx512bf16"); }};
+}  // namespace fastrl
+#endif

@@ -1,0 +1,39 @@
+"""The paged cache: keys and values of every layer in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from fastrl.model import Decoder
+
+
+class PagedCache:
+    """Keys and values of every layer in blocks; block 0 is reserved and stays zero."""
+
+    def __init__(self, model: Decoder, num_blocks: int, block_size: int, poison: bool) -> None:
+        config = model.config
+        weight = model.head_weight
+        shape = (num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
+        self.num_blocks, self.block_size, self.poison = num_blocks, block_size, poison
+        self.k, self.v = (
+            [
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+                for _ in range(config.num_layers)
+            ]
+            for _ in range(2)
+        )
+
+    def forget(self, blocks: list[int]) -> None:
+        """With `poison`, fill blocks that nobody owns with NaN: reading one shows."""
+        if self.poison:
+            for cache in (*self.k, *self.v):
+                cache[blocks] = torch.nan
+
+    def copy(self, pairs: Seq[tuple[int, int]]) -> None:
+        """Copy whole blocks, as (from, to)."""
+        if pairs:
+            source, target = (torch.tensor(side) for side in zip(*pairs, strict=True))
+            for cache in (*self.k, *self.v):
+                cache[target] = cache[source]
