@@ -4,7 +4,9 @@ Every slot that no row sees holds NaN, and so does every block that no table nam
 H: query heads, K: key/value heads, h: head dimension, L: tokens of a sequence.
 """
 
+import ctypes
 import math
+import mmap
 from dataclasses import dataclass, replace
 
 import pytest
@@ -377,6 +379,18 @@ def test_8_results_of_splits_beyond_32_bit_offsets(monkeypatch):
     tables = torch.empty(2**21, dtype=torch.int32)
     tables[:3] = x.tables[16, :3]
     assert same_bits([replace(x, tables=tables.expand(17, -1)).run()], [expected])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the page behind the table is one of the host")
+def test_nothing_behind_the_table_is_read():
+    """The page there may not be read, and the last tile of tokens reaches into it."""
+    x = case(2, 1, 16, 1, lengths=(3, 7))
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * mmap.PAGESIZE), dtype=torch.int32)
+    words = mmap.PAGESIZE // 4
+    behind = ctypes.c_void_p(memory.data_ptr() + mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(behind, mmap.PAGESIZE, 0) == 0
+    tables = memory[words - x.tables.numel() : words].view_as(x.tables).copy_(x.tables)
+    assert same_bits([replace(x, tables=tables).run()], [check(x, x.run())])
 
 
 def test_scratch_that_several_calls_share():

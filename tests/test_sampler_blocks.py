@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fastrl.sampler.blocks import BlockPool
 from fastrl.sampler.philox import PromptKey
-from fastrl.sampler.runner import PagedCache, Runner
+from fastrl.sampler.cache import PagedCache
+from fastrl.sampler.runner import Runner, make_steps
 from fastrl.sampler.scheduler import Chunk, Scheduler
 from fastrl.sampler.sequence import Group, SamplingParams, Sequence
 
@@ -259,7 +260,7 @@ def test_a_prompt_preempted_between_its_chunks_is_the_next_to_be_admitted():
 def test_a_sequence_that_returns_to_its_slot_reads_its_new_blocks():
     model = tiny_decoder()
     cache = PagedCache(model, 4, 4, True)
-    runner = Runner(model, cache, max_running=1, longest=16)
+    runner = Runner(model, make_steps(model, cache, 1, 16), max_running=1, longest=16)
     (group,) = groups_of([(7, 1, 2)])
     sequence = Sequence(group, 0, slot=0)
     logits = []

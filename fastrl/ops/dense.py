@@ -54,10 +54,15 @@ def dense(
         return _native(x_ND, weight_OD, bias_O, norm_D, eps, residual_NO, gated, dtype)
     if norm_D is not None:
         x_ND = F.rms_norm(x_ND, norm_D.shape, norm_D, eps)
-    if dtype not in (None, x_ND.dtype):
-        x_ND, weight_OD = x_ND.to(dtype), weight_OD.to(dtype)
-        bias_O = None if bias_O is None else bias_O.to(dtype)
-    out_NO = F.linear(x_ND, weight_OD, bias_O)
+    if dtype in (None, x_ND.dtype):
+        out_NO = F.linear(x_ND, weight_OD, bias_O)
+    elif x_ND.device.type == "cuda":  # halves are multiplied as they are
+        out_NO = torch.mm(x_ND, weight_OD.T, out_dtype=dtype)
+        out_NO = out_NO if bias_O is None else out_NO + bias_O
+    else:
+        out_NO = F.linear(
+            x_ND.to(dtype), weight_OD.to(dtype), None if bias_O is None else bias_O.to(dtype)
+        )
     if gated:
         gate, other = out_NO.chunk(2, dim=-1)
         out_NO = F.silu(gate) * other

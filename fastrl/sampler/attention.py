@@ -1,16 +1,20 @@
-"""Attention of one forward's rows over the paged cache.
+"""Attention of one forward's rows over the paged cache, by the backend that fits the device.
 
-Legend: N: rows of the forward, S: sequences in the pool, H: query heads, K: key/value heads, h: head
-dimension, L: positions of the longest row.
+Legend: N: rows of the forward, S: tables, B: blocks of a table, L: positions of a table, H: query
+heads, K: key/value heads, h: head dimension.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastrl.attention import Rotary
+from fastrl.ops.library import HAS_TRITON
+from fastrl.sampler import varlen
 from fastrl.sampler.cache import PagedCache
 
 try:
@@ -20,68 +24,110 @@ except ImportError:  # the definition runs; `fastrl doctor` says so
     _C = None  # type: ignore[assignment]
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
+ROWS = 1024  # of one call of the Triton kernel
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Who computes attention over the cache, by name.
+
+    "cpu": C++ (`csrc/paged_attention.h`); "triton": `kernels/paged_attention.py`; "torch": the
+    definition; for chunks of several rows also the names in `varlen.FUNCTIONS`.
+    """
+
+    decode: str  # of one row a sequence
+    prefill: str  # of chunks of several rows
+
+    def __str__(self) -> str:
+        same = self.decode == self.prefill
+        return self.decode if same else f"{self.decode} (decode), {self.prefill} (prefill)"
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Backends:
+    """The first backends that run on a device for a cache of a dtype."""
+    if device.type == "cpu" and _C is not None and dtype in CPU_DTYPES:
+        return Backends("cpu", "cpu")
+    if device.type == "cuda" and HAS_TRITON and dtype in TRITON_DTYPES:
+        return Backends("triton", varlen.first(dtype) or "triton")
+    return Backends("torch", "torch")
 
 
 class PagedAttention:
     """The attention context of one forward: writes the rows' keys and values, reads the cache.
 
-    `tables` int32 [S, blocks]; `row_table`, `positions`: each row's table and position; `dense`: the
-    backend of the layers' matrix products. Slots past a row's position are never read.
-    `backend`: "cpu" (C++, `csrc/paged_attention.h`) or "torch", the definition; None takes the
-    first that runs.
+    `tables` int32 [S, B], block numbers; `row_table` int32 [N]: each row's table; `positions` int64
+    [N]: each row's position there, -1 for a row that pads a batch: its table names a block that
+    nobody reads. Slots past a row's position are never read. `backends`: None takes `choose`'s;
+    `dense`: the backend of the layers' matrix products; `chunk_rows`: how many rows of one table
+    lie side by side, chunk by chunk, where a backend of `varlen` is to compute those of several.
     """
 
     def __init__(
         self,
         cache: PagedCache,
-        tables: np.ndarray,
-        row_table: np.ndarray,
-        positions: np.ndarray,
+        tables: Tensor,
+        row_table: Tensor,
+        positions: Tensor,
         *,
+        backends: Backends | None = None,
         dense: str = "torch",
-        backend: str | None = None,
+        chunk_rows: np.ndarray | None = None,
     ) -> None:
         self.cache, self.dense = cache, dense
-        self.tables = np.ascontiguousarray(tables, np.int32)
-        self.row_table = row_table.astype(np.int32)
-        self.context = (positions + 1).astype(np.int32)
-        self.device = cache.k[0].device
+        self.tables, self.row_table, self.positions = tables, row_table, positions
+        self.backends = backends or choose(cache.k[0].device, cache.k[0].dtype)
+        self.context = (positions + 1).to(torch.int32)
         self.threads = torch.get_num_threads()
-        self.backend = backend or self.first_that_runs(cache)
-        if self.backend == "torch":
-            self.write_slots = self._slots(positions[:, None])[:, 0]
-            # slots a row does not see point to the reserved zero block
-            positions_L = np.arange(int(self.context.max()))
-            seen_NL = positions_L < self.context[:, None]
-            self.seen_NL = torch.from_numpy(seen_NL).to(self.device)
-            slots_NL = self._slots(np.where(seen_NL, positions_L, 0))
-            self.read_slots = torch.where(self.seen_NL, slots_NL, 0)
-
-    @staticmethod
-    def first_that_runs(cache: PagedCache) -> str:
-        """The backend for a cache, by its device and dtype."""
-        native = _C is not None and cache.k[0].device.type == "cpu"
-        return "cpu" if native and cache.k[0].dtype in CPU_DTYPES else "torch"
+        self.chunks: varlen.Chunks | None = None
+        if self.backends.prefill in varlen.FUNCTIONS and chunk_rows is not None:
+            self.chunks = varlen.Chunks.of(chunk_rows, self)
+        if self.backends.decode != "cpu":
+            self.write_slots = self.slots(row_table.long(), positions.clamp(min=0))
 
     def attend(
         self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor, rotary: Rotary | None = None
     ) -> Tensor:
         """Attention of each row over the cached tokens of its sequence up to itself: [N, H, h]."""
         cached = self.cache.k[layer], self.cache.v[layer]
-        if self.backend == "cpu":
+        if self.backends.decode == "cpu":
             return self._native(q_NHh, k_NKh, v_NKh, rotary, *cached)
         if rotary is not None:
             q_NHh, k_NKh = rotary(q_NHh), rotary(k_NKh)
         for stored, rows in zip(cached, (k_NKh, v_NKh), strict=True):
             stored.flatten(0, 1).index_copy_(0, self.write_slots, rows)
-        return self._definition(q_NHh, *cached)
+        if self.chunks is None:
+            return self._rows(q_NHh, self.row_table, self.context, *cached)
+        out_NHh = torch.empty_like(q_NHh)
+        alone, others = self.chunks.alone, self.chunks.others
+        if len(alone):
+            out_NHh[alone] = self._rows(
+                q_NHh[alone], self.row_table[alone], self.context[alone], *cached
+            )
+        out_NHh[others] = self.chunks.attend(self.backends.prefill, q_NHh[others], *cached)
+        return out_NHh
 
-    def _slots(self, positions_NL: np.ndarray) -> Tensor:
-        """Where the cache has each row's positions, int64 [N, L]."""
+    def slots(self, tables_N: Tensor, positions_N: Tensor) -> Tensor:
+        """Where the cache has positions of tables, int64; the two are broadcast."""
         size = self.cache.block_size
-        blocks_NL = self.tables[self.row_table[:, None], positions_NL // size]
-        slots_NL = blocks_NL.astype(np.int64) * size + positions_NL % size
-        return torch.from_numpy(slots_NL).to(self.device)
+        blocks = self.tables[tables_N, positions_N // size].long()
+        return blocks * size + positions_N % size
+
+    def _rows(
+        self, q_NHh: Tensor, row_table: Tensor, context: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """Each row by itself."""
+        if self.backends.decode == "triton":
+            from fastrl.kernels.paged_attention import paged_attention
+
+            # in pieces, for the splits' memory
+            parts = zip(*(x.split(ROWS) for x in (q_NHh, row_table, context)), strict=True)
+            out = [
+                paged_attention(q, k_cache, v_cache, self.tables, table, seen)
+                for q, table, seen in parts
+            ]
+            return out[0] if len(out) == 1 else torch.cat(out)
+        return self._definition(q_NHh, row_table, context, k_cache, v_cache)
 
     def _native(
         self,
@@ -96,6 +142,8 @@ class PagedAttention:
         rows, heads, dim = q_NHh.shape
         for x in (q_NHh, k_NKh, v_NKh):
             assert x.dtype == k_cache.dtype and x.stride()[1:] == (dim, 1), "heads side by side"
+        for x in (self.tables, self.row_table, self.context):
+            assert x.dtype == torch.int32 and x.is_contiguous()
         cos = sin = None
         if rotary is not None:
             cos, sin = rotary.cos_Na, rotary.sin_Na
@@ -104,20 +152,28 @@ class PagedAttention:
         _C.paged_attention(
             DTYPES[q_NHh.dtype], address(q_NHh), address(k_NKh), address(v_NKh), q_NHh.stride(0),
             k_NKh.stride(0), v_NKh.stride(0), address(cos), address(sin), address(k_cache),
-            address(v_cache), address(out_NHh), self.tables.ctypes.data, self.row_table.ctypes.data,
-            self.context.ctypes.data, self.tables.shape[1], rows, heads, k_NKh.shape[1], dim,
+            address(v_cache), address(out_NHh), address(self.tables), address(self.row_table),
+            address(self.context), self.tables.shape[1], rows, heads, k_NKh.shape[1], dim,
             self.cache.block_size, dim**-0.5, self.threads,
         )  # fmt: skip
         return out_NHh
 
-    def _definition(self, q_NHh: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def _definition(
+        self, q_NHh: Tensor, row_table: Tensor, context: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        positions_L = torch.arange(self.tables.shape[1] * self.cache.block_size).to(q_NHh.device)
+        seen_NL = positions_L < context[:, None]
+        # a row reads nothing it does not see: block 0 is reserved, and zero
+        slots_NL = torch.where(seen_NL, self.slots(row_table.long()[:, None], positions_L), 0)
         groups = q_NHh.shape[1] // k_cache.shape[2]
         k_NLHh, v_NLHh = (
-            cache.flatten(0, 1)[self.read_slots].repeat_interleave(groups, 2)
+            cache.flatten(0, 1)[slots_NL].repeat_interleave(groups, 2)
             for cache in (k_cache, v_cache)
         )
         wide = torch.promote_types(q_NHh.dtype, torch.float32)
         scores_NHL = torch.einsum("nhd,nlhd->nhl", q_NHh.to(wide), k_NLHh.to(wide))
         scores_NHL = scores_NHL * q_NHh.shape[2] ** -0.5
-        weights_NHL = scores_NHL.masked_fill(~self.seen_NL[:, None], -torch.inf).softmax(-1)
+        weights_NHL = scores_NHL.masked_fill(~seen_NL[:, None], -torch.inf).softmax(-1)
+        # a row that pads a batch sees nothing
+        weights_NHL = torch.where(seen_NL[:, None, :1], weights_NHL, 0)
         return torch.einsum("nhl,nlhd->nhd", weights_NHL, v_NLHh.to(wide)).to(q_NHh.dtype)

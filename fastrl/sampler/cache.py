@@ -10,19 +10,34 @@ from fastrl.model import Decoder
 
 
 class PagedCache:
-    """Keys and values of every layer in blocks; block 0 is reserved and stays zero."""
+    """Keys and values of every layer in blocks 1..num_blocks.
+
+    Block 0 is reserved and stays zero. `unread_block` is another one, where rows that pad a batch
+    put theirs.
+    """
 
     def __init__(self, model: Decoder, num_blocks: int, block_size: int, poison: bool) -> None:
         config = model.config
         weight = model.head_weight
-        shape = (num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
+        shape = (num_blocks + 2, block_size, config.num_kv_heads, config.head_dim)
         self.num_blocks, self.block_size, self.poison = num_blocks, block_size, poison
+        self.device = weight.device
+        self.unread_block = num_blocks + 1
         self.k, self.v = (
             [
                 torch.zeros(shape, dtype=weight.dtype, device=weight.device)
                 for _ in range(config.num_layers)
             ]
             for _ in range(2)
+        )
+
+    def fits(self, model: Decoder, num_blocks: int, block_size: int) -> bool:
+        """Whether it holds `num_blocks` blocks for this model as it is now."""
+        weight, stored = model.head_weight, self.k[0]
+        return (
+            (stored.dtype, stored.device) == (weight.dtype, weight.device)
+            and self.num_blocks >= num_blocks
+            and self.block_size == block_size
         )
 
     def forget(self, blocks: list[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from contextlib import closing
@@ -18,14 +19,18 @@ from fastrl.errors import UsageError
 from fastrl.model import Decoder
 from fastrl.sampler.blocks import BlockPool
 from fastrl.sampler.cache import PagedCache
+from fastrl.sampler.decode import DecodeSteps, Sampled
 from fastrl.sampler.philox import PromptKey, check_range, counters, make_key
 from fastrl.sampler.request import check_known, groups_of
-from fastrl.sampler.runner import Runner
+from fastrl.sampler.runner import Runner, make_steps
 from fastrl.sampler.scheduler import Chunk, Scheduler
 from fastrl.sampler.sequence import Group, SamplingParams, Sequence
 from fastrl.sampler.stop_strings import StopStrings
 from fastrl.tokenizer import Tokenizer
 from fastrl.types import Completion
+
+
+DECODE_STEPS = 16  # without a look at what waits: a block of cache taken ahead
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class SamplerStats:
     generated_tokens: int = 0
     preemptions: int = 0
     forwards: int = 0
+    discarded_rows: int = 0  # begun on a GPU before it was known that their response had finished
     seconds: float = 0.0
 
 
@@ -131,7 +137,7 @@ class Sampler:
         self.max_batch_tokens, self.max_running = max_batch_tokens, max_running
         self.poison = poison_free_blocks
         self.stats = SamplerStats()
-        self._cache: PagedCache | None = None
+        self._steps: DecodeSteps | None = None  # with the cache
 
     def generate(
         self,
@@ -196,8 +202,12 @@ class Sampler:
         call = self._begin(groups, key, step)
         try:
             while not call.scheduler.done:
-                self._advance(call, call.scheduler.schedule())
-                yield call
+                chunks = call.scheduler.schedule()
+                if all(c.sequence.response >= 0 and c.start + 1 == c.sequence.total for c in chunks):
+                    yield from self._decode(call, [c.sequence for c in chunks])
+                else:
+                    self._advance(call, chunks)
+                    yield call
             assert len(call.scheduler.pool.free) == call.scheduler.pool.num_blocks, "a block leaked"
         finally:
             self._end(call)
@@ -228,9 +238,11 @@ class Sampler:
         needed = (running + 1) * (-(-longest // self.block_size) + 1)
         num_blocks = self.num_blocks or needed
         # taken away until the call ends: one that begins meanwhile makes its own
-        cache, self._cache = self._cache, None
-        if cache is None or cache.num_blocks < num_blocks:
+        steps, self._steps = self._steps, None
+        if steps is None or not steps.fit(self.model, num_blocks, self.block_size, longest):
             cache = PagedCache(self.model, num_blocks, self.block_size, self.poison)
+            steps = make_steps(self.model, cache, self.max_running, longest)
+        cache = steps.cache
         pool = BlockPool(cache.num_blocks, cache.forget if self.poison else None)
         cache.forget(pool.free)
         scheduler = Scheduler(
@@ -243,7 +255,7 @@ class Sampler:
         return _Call(
             groups=groups,
             scheduler=scheduler,
-            runner=Runner(self.model, cache, self.max_running, longest),
+            runner=Runner(self.model, steps, self.max_running, longest),
             key=key,
             step=step,
             started=started,
@@ -265,7 +277,7 @@ class Sampler:
         call.stats.recomputed_tokens = call.runner.recomputed
         call.stats.preemptions = scheduler.preemptions
         call.stats.seconds = time.perf_counter() - call.started
-        self._cache = call.runner.cache
+        self._steps = call.runner.steps
 
     @torch.no_grad()
     def _advance(self, call: _Call, chunks: list[Chunk]) -> None:
@@ -299,37 +311,61 @@ class Sampler:
         for parent, children in forks:
             self._fork(call, parent, [c for c in children if id(c) not in finished], copies)
         call.runner.cache.copy(copies)
-        for sequence in sequences:
-            if (reason := finished.get(id(sequence))) is not None:
-                if sequence.slot >= 0:
-                    call.scheduler.leave(sequence)
-                self._finish(call, sequence, *reason)
+        self._leave(call, sequences, finished)
+
+    @torch.no_grad()
+    def _decode(self, call: _Call, sequences: list[Sequence]) -> Generator[_Call, None, None]:
+        """Steps of one row each, until a sequence finishes or DECODE_STEPS of them are done."""
+        scheduler, steps = call.scheduler, call.runner.steps
+        left = min(s.group.params.max_tokens - len(s.token_ids) for s in sequences)
+        count = scheduler.reserve(sequences, min(left, DECODE_STEPS))
+        params = [s.group.params for s in sequences]
+        call.runner.begin_steps(
+            sequences, _counters(sequences, call.step), call.key,
+            _settings(params, call.runner.cache.device), max(len(s.blocks) for s in sequences),
+        )  # fmt: skip
+        started: deque[Sampled] = deque()
+        running = sequences
+        for done in range(count + steps.lag):
+            if done < count and len(running) == len(sequences):
+                call.sampled, call.events = [], []
+                started.append(steps.launch())
+                call.stats.forwards += 1
+                call.runner.count_step(sequences)
+            if done < steps.lag or not started:
+                continue
+            # what follows is the host's work on a step, while the GPU is at the next
+            columns = started.popleft().wait()
+            if len(running) < len(sequences):  # begun before it was known who had finished
+                kept = {id(s) for s in running}
+                columns = [
+                    [x for x, s in zip(c, sequences, strict=True) if id(s) in kept] for c in columns
+                ]
+                call.stats.discarded_rows += len(sequences) - len(running)
+            finished = self._append(call, running, columns)
+            self._leave(call, running, finished)
+            running = [s for s in running if id(s) not in finished]
+            yield call
+        scheduler.trim(running)
 
     def _sample(
         self, call: _Call, logits_RV: torch.Tensor, sequences: list[Sequence]
     ) -> dict[int, tuple[str, int | str | None]]:
         """Append a token to every sequence; the reasons of those that it finishes, by id()."""
-        groups = [s.group for s in sequences]
-        params = [g.params for g in groups]
-        where = counters(
-            np.array([len(s.token_ids) for s in sequences]),
-            np.array([s.response for s in sequences]),
-            np.array([g.key.draw for g in groups]),
-            np.array([g.key.id for g in groups]),
-            call.step,
-        )
+        device = logits_RV.device
         found = ops.sample(
-            logits_RV, torch.from_numpy(where).to(logits_RV.device), call.key,
-            **_settings(params, logits_RV.device),
+            logits_RV, torch.from_numpy(_counters(sequences, call.step)).to(device), call.key,
+            **_settings([s.group.params for s in sequences], device),
         )  # fmt: skip
+        columns = (found.tokens.tolist(), found.logprobs.tolist(), found.log_kept_mass.tolist())
+        return self._append(call, sequences, columns)
+
+    def _append(
+        self, call: _Call, sequences: list[Sequence], columns: Seq[Seq[Any]]
+    ) -> dict[int, tuple[str, int | str | None]]:
+        """As `_sample`, from tokens, log-probs and logs of the kept mass."""
         finished: dict[int, tuple[str, int | str | None]] = {}
-        for sequence, token, logprob, kept_mass in zip(
-            sequences,
-            found.tokens.tolist(),
-            found.logprobs.tolist(),
-            found.log_kept_mass.tolist(),
-            strict=True,
-        ):
+        for sequence, token, logprob, kept_mass in zip(sequences, *columns, strict=True):
             if token < 0:  # the model gave a NaN, or nothing finite
                 finished[id(sequence)] = ("error", None)
                 continue
@@ -348,6 +384,19 @@ class Sampler:
             elif len(sequence.token_ids) == p.max_tokens:
                 finished[id(sequence)] = ("length", None)
         return finished
+
+    def _leave(
+        self,
+        call: _Call,
+        sequences: list[Sequence],
+        finished: dict[int, tuple[str, int | str | None]],
+    ) -> None:
+        """Take those that are finished out of the pool."""
+        for sequence in sequences:
+            if (reason := finished.get(id(sequence))) is not None:
+                if sequence.slot >= 0:
+                    call.scheduler.leave(sequence)
+                self._finish(call, sequence, *reason)
 
     def _stop_string(self, sequence: Sequence) -> str | None:
         if sequence.stop_strings is None:
@@ -384,6 +433,18 @@ class Sampler:
         group.completions[response] = completion
         call.finished += 1
         call.events.append(Event(group.index, response, completion))
+
+
+def _counters(sequences: Seq[Sequence], step: int) -> np.ndarray:
+    """The random counters of the next token of each sequence."""
+    groups = [s.group for s in sequences]
+    return counters(
+        np.array([len(s.token_ids) for s in sequences]),
+        np.array([s.response for s in sequences]),
+        np.array([g.key.draw for g in groups]),
+        np.array([g.key.id for g in groups]),
+        step,
+    )
 
 
 def _settings(params: Seq[SamplingParams], device: torch.device) -> dict[str, Any]:

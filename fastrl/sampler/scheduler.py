@@ -136,6 +136,27 @@ class Scheduler:
         self.waiting.clear()
         self.pool.reset()
 
+    def reserve(self, sequences: Seq[Sequence], steps: int) -> int:
+        """Blocks for up to `steps` rows more of each sequence; how many rows that is, at least 1.
+
+        Of sequences that `schedule` gave one row each, which has its block already.
+        """
+        while steps > 1 and not self.pool.can_allocate(self._missing(sequences, steps)):
+            steps //= 2
+        for sequence in sequences:
+            self._extend(sequence, sequence.cached + steps)
+        return steps
+
+    def trim(self, sequences: Seq[Sequence]) -> None:
+        """Give back the blocks of `reserve` that were not used."""
+        for sequence in sequences:
+            used = self._blocks(sequence.cached)
+            self.pool.release(sequence.blocks[used:])
+            del sequence.blocks[used:]
+
+    def _missing(self, sequences: Seq[Sequence], steps: int) -> int:
+        return sum(self._blocks(s.cached + steps) - len(s.blocks) for s in sequences)
+
     def _next(self) -> Sequence | None:
         return self.preempted[0] if self.preempted else self.waiting[0] if self.waiting else None
 

@@ -1,0 +1,192 @@
+"""Decode steps of some sequences: one row each, whose inputs stay on the device and advance there.
+
+On a GPU a step is one CUDA graph, captured for the next of a table of batch sizes, that ends with
+its own next inputs: the host only says "go" and reads the tokens of the step before.
+
+Legend: R: rows (sequences), W: blocks of a table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrl import ops
+from fastrl.model import Decoder
+from fastrl.ops.dense import dense
+from fastrl.sampler.attention import Backends, PagedAttention
+from fastrl.sampler.cache import PagedCache
+
+SIZES = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 32))  # rows of graphs
+RESPONSE_BITS = 12  # of a counter's c0, below the position (`philox`)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A token of each row, and its log-probs; on a GPU on its way to the host."""
+
+    results_3R: Tensor  # fp64: tokens, logprobs, log_kept_mass
+    copied: torch.cuda.Event | None
+
+    def wait(self) -> list[list[float]]:
+        """Token ids, log-probs and logs of the kept mass, a list each."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        tokens, *others = self.results_3R.tolist()
+        return [[int(token) for token in tokens], *others]
+
+
+class DecodeSteps:
+    """The steps over one cache; on a GPU with the graphs, which hold its addresses."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: PagedCache,
+        backends: Backends,
+        dense_backend: str,
+        *,
+        max_rows: int,
+        width: int,
+    ) -> None:
+        self.model, self.cache, self.width = model, cache, width
+        self.backends, self.dense = backends, dense_backend
+        self.device = cache.k[0].device
+        self.captures = self.device.type == "cuda"
+        self.lag = 1 if self.captures else 0  # steps begun before the results of one are read
+        self.seconds_capture = 0.0
+        self.rows = 0
+        self.max_rows = max_rows = self._size(max_rows)
+        self.tokens_R = torch.zeros(max_rows, dtype=torch.int64, device=self.device)
+        self.positions_R = torch.zeros_like(self.tokens_R)
+        self.tables_RW = torch.zeros(max_rows, width, dtype=torch.int32, device=self.device)
+        self.own_R = torch.arange(max_rows, dtype=torch.int32, device=self.device)
+        self.counters_R4 = torch.zeros(max_rows, 4, dtype=torch.int64, device=self.device)
+        self.settings: dict[str, Tensor] = {}
+        self.constants: tuple[tuple[str, float], ...] = ()
+        self.key = (0, 0)
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.pool: Any = None
+        self.hosts: list[Tensor] = []
+
+    def fit(self, model: Decoder, num_blocks: int, block_size: int, longest: int) -> bool:
+        """Whether the cache and the tables hold sequences up to `longest` tokens of this model."""
+        enough = self.width * block_size >= longest
+        return self.model is model and enough and self.cache.fits(model, num_blocks, block_size)
+
+    def _size(self, rows: int) -> int:
+        """The rows that a step of `rows` computes."""
+        return next((s for s in SIZES if s >= rows), rows) if self.captures else rows
+
+    def begin(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        tables: np.ndarray,
+        counters: np.ndarray,
+        key: tuple[int, int],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Take other sequences: last token, its position, table and counter of each.
+
+        `settings`: temperature, top_k, top_p and min_p, all numbers, or all a tensor [R].
+        """
+        self.rows, self.key = len(tokens), key
+        size = self._size(self.rows)
+        padded = np.full((size - self.rows, tables.shape[1]), self.cache.unread_block, np.int32)
+        for target, rows in (
+            (self.tokens_R, np.append(tokens, np.zeros(size - self.rows, np.int64))),
+            (self.positions_R, np.append(positions, np.full(size - self.rows, -1))),
+            (self.tables_RW[:, : tables.shape[1]], np.concatenate([tables, padded])),
+            (self.counters_R4[: self.rows], counters),
+        ):
+            target[: len(rows)].copy_(torch.from_numpy(rows))
+        mixed = isinstance(settings["temperature"], Tensor)
+        self.constants = () if mixed else tuple(settings.items())
+        if mixed and not self.settings:
+            self.settings = {
+                name: torch.ones(self.max_rows, dtype=values.dtype, device=self.device)
+                for name, values in settings.items()
+            }
+        if mixed:
+            for name, values in settings.items():
+                self.settings[name][: self.rows].copy_(values)
+
+    def launch(self) -> Sampled:
+        """Start the next step, whose inputs are what the last one sampled."""
+        if not self.captures:
+            return Sampled(self._step(self.rows), None)
+        graph, results_3R = self._graph(self._size(self.rows))
+        graph.replay()
+        # two copies on the host: one is read while the other is written
+        if not self.hosts:
+            shape = (3, self.max_rows)
+            self.hosts = [
+                torch.empty(shape, dtype=torch.float64, pin_memory=True) for _ in range(2)
+            ]
+        self.hosts.reverse()
+        host_3R = self.hosts[0][:, : self.rows]
+        host_3R.copy_(results_3R[:, : self.rows], non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return Sampled(host_3R, copied)
+
+    def _step(self, size: int) -> Tensor:
+        """One forward, a token of each row, and the inputs of the step after: [3, size]."""
+        tokens_R, positions_R = self.tokens_R[:size], self.positions_R[:size]
+        counters_R4 = self.counters_R4[:size]
+        context = PagedAttention(
+            self.cache, self.tables_RW[:size], self.own_R[:size], positions_R,
+            backends=self.backends, dense=self.dense,
+        )  # fmt: skip
+        hidden_RD = self.model(tokens_R, positions_R.clamp(min=0), context)
+        found = ops.sample(
+            head_logits(self.model, hidden_RD, self.dense), counters_R4, self.key,
+            **(dict(self.constants) or {k: v[:size] for k, v in self.settings.items()}),
+        )  # fmt: skip
+        results_3R = torch.stack(
+            [x.double() for x in (found.tokens, found.logprobs, found.log_kept_mass)]
+        )
+        tokens_R.copy_(found.tokens.clamp(min=0))
+        positions_R.add_(positions_R >= 0)
+        counters_R4[:, 0].add_(1 << RESPONSE_BITS)
+        return results_3R
+
+    def _graph(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The graph of `size` rows with the key and the settings of now, and its results."""
+        which = (size, self.key, self.constants)
+        if which not in self.graphs:
+            started = time.perf_counter()
+            state = (self.tokens_R, self.positions_R, self.counters_R4)
+            before = [x.clone() for x in state]
+            # once outside: kernels are compiled, libraries take their workspaces
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._step(size)
+            torch.cuda.current_stream().wait_stream(stream)
+            if self.pool is None:
+                self.pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                results_3R = self._step(size)
+            for x, value in zip(state, before, strict=True):
+                x.copy_(value)
+            self.graphs[which] = graph, results_3R
+            self.seconds_capture += time.perf_counter() - started
+        return self.graphs[which]
+
+
+def head_logits(model: Decoder, hidden_RD: Tensor, backend: str) -> Tensor:
+    """Logits [R, V] in fp32 (fp64 for fp64), as the trainer's loss takes them: a bf16 logit would be
+    another distribution.
+    """
+    weight_VD = model.head_weight[: model.valid_vocab]
+    wide = torch.promote_types(weight_VD.dtype, torch.float32)
+    return dense(hidden_RD, weight_VD, dtype=wide, backend=backend)
