@@ -11,8 +11,8 @@
 #include <limits>
 #include <vector>
 
+#include "norm_kernel.h"
 #include "paged_attention.h"
-#include "vectors.h"
 
 namespace fastrl::FASTRL_ISA {
 
@@ -20,16 +20,26 @@ constexpr int STEP = 16;             // positions at a time
 constexpr int PARTS = STEP / WIDTH;  // vectors of them
 constexpr int QUERIES = 4;           // that share a load of keys or values
 
-// COUNT numbers of a head, as fp32, rotated by the row's angles where there are any
-// (Su et al. 2021; halves as in GPT-NeoX).
+// A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
+// there is one (Su et al. 2021; halves as in GPT-NeoX).
 template <typename T>
-FASTRL_INLINE void rotated(const T* head, const float* cos, const float* sin, int64_t dim,
-                           float* out) {
+FASTRL_INLINE void prepare_head(const T* head, const T* norm, float eps, const float* cos,
+                                const float* sin, int64_t dim, float* out) {
+    const float scale = norm ? inverse_rms(head, dim, eps) : 1.0f;
+    const auto prepared = [&](const T* from, const T* weight) {
+        const Floats values = load(from);
+        return weight ? rounded_to(T{}, values * scale * load(weight)) : values;
+    };
     int64_t i = 0;
-    for (; i + WIDTH <= dim; i += WIDTH) store(out + i, load(head + i));
-    for (; i < dim; ++i) {
-        T numbers[WIDTH] = {head[i]};
-        out[i] = load(numbers)[0];
+    for (; i + WIDTH <= dim; i += WIDTH)
+        store(out + i, prepared(head + i, norm ? norm + i : nullptr));
+    if (const int64_t left = dim - i; left > 0) {
+        T from[WIDTH] = {}, weight[WIDTH] = {};
+        std::memcpy(from, head + i, left * sizeof(T));
+        if (norm) std::memcpy(weight, norm + i, left * sizeof(T));
+        float to[WIDTH];
+        store(to, prepared(from, norm ? weight : nullptr));
+        std::memcpy(out + i, to, left * sizeof(float));
     }
     if (cos == nullptr) return;
     const int64_t half = dim / 2;
@@ -63,11 +73,12 @@ void write_row(const PagedAttention& a, int64_t row) {
     std::memcpy(static_cast<T*>(a.v_cache) + slot, v, a.kv_heads * a.dim * sizeof(T));
     const float* cos = a.cos ? a.cos + row * (a.dim / 2) : nullptr;
     const float* sin = a.cos ? a.sin + row * (a.dim / 2) : nullptr;
+    const T* norm = static_cast<const T*>(a.k_norm);
     thread_local std::vector<float> memory;
     memory.resize(a.dim);
     float* head = memory.data();
     for (int64_t i = 0; i < a.kv_heads; ++i) {
-        rotated(k + i * a.dim, cos, sin, a.dim, head);
+        prepare_head(k + i * a.dim, norm, a.eps, cos, sin, a.dim, head);
         store_numbers(static_cast<T*>(a.k_cache) + slot + i * a.dim, head, a.dim);
     }
 }
@@ -292,7 +303,7 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
         const float* sin = a.cos ? a.sin + at * (a.dim / 2) : nullptr;
         for (int64_t i = 0; i < group * kv_heads; ++i) {
             float* out = seen.q + (i / group * queries + row * group + i % group) * a.dim;
-            rotated(q + i * a.dim, cos, sin, a.dim, out);
+            prepare_head(q + i * a.dim, static_cast<const T*>(a.q_norm), a.eps, cos, sin, a.dim, out);
             for (int64_t d = 0; d < a.dim; ++d) out[d] *= to_base_2;
         }
         longest = std::max<int64_t>(longest, context[row]);

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "rows.h"
+#include "team.h"
 
 namespace fastrl {
 
@@ -40,6 +41,14 @@ inline bool dense_fits(DType dtype, int64_t width_in, int64_t width_out, bool ga
 
 // Results are rounded to `dtype` where torch's operations would round.
 void dense(const Dense& d, int threads);
+
+// The same as loops of a region that others share; `panels` has `panel_words(d)` words, aligned to
+// 64 bytes, and `d` lives until the region has run.
+void add_dense(Phases& phases, const Dense& d, uint32_t* panels, int threads);
+int64_t panel_words(const Dense& d);
+
+// `words` words aligned to 64 bytes, kept by the calling thread from call to call.
+uint32_t* kept_words(int64_t words);
 
 // How one instruction set does it. A panel is `panel` rows of x, packed into 32-bit words [words of
 // a row][panel].

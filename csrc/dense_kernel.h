@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dense.h"
-#include "vectors.h"
+#include "norm_kernel.h"
 
 namespace fastrl::FASTRL_ISA {
 
@@ -31,25 +31,6 @@ constexpr bool PAIRS = false;  // widened to fp32, as is x
 template <typename T>
 int64_t words_of(const Dense& d) {
     return PAIRS ? d.width_in * static_cast<int64_t>(sizeof(T)) / 4 : d.width_in;
-}
-
-template <typename T>
-float inverse_rms(const T* x, int64_t width, float eps) {
-    Floats squares[2] = {};
-    int64_t i = 0;
-    for (; i + 2 * WIDTH <= width; i += 2 * WIDTH)
-        for (int v = 0; v < 2; ++v) {
-            const Floats values = load(x + i + v * WIDTH);
-            squares[v] += values * values;
-        }
-    T rest[2 * WIDTH] = {};
-    std::memcpy(rest, x + i, (width - i) * sizeof(T));
-    for (int v = 0; v < 2; ++v) {
-        const Floats values = load(rest + v * WIDTH);
-        squares[v] += values * values;
-    }
-    const double mean = total(squares[0] + squares[1]) / static_cast<double>(width);
-    return static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)));
 }
 
 // A row of x, after its norm where there is one, as Out.

@@ -9,6 +9,7 @@
 #include "dense.h"
 #include "grading/module.h"
 #include "instruction_sets.h"
+#include "layer.h"
 #include "loss.h"
 #include "paged_attention.h"
 #include "sample.h"
@@ -63,6 +64,56 @@ void dense(int dtype, int out_dtype, uintptr_t x, int64_t x_stride, uintptr_t no
                    pointer<void>(bias), pointer<void>(residual), residual_stride,
                    pointer<void>(out), out_stride, rows, width_in, width_out, gated},
                   threads);
+}
+
+fastrl::LayerWeights layer_weights(int dtype, int64_t hidden, int64_t heads, int64_t kv_heads,
+                                   int64_t dim, int64_t inner, float eps, uintptr_t attention_norm,
+                                   uintptr_t qkv, uintptr_t qkv_bias, uintptr_t q_norm,
+                                   uintptr_t k_norm, uintptr_t o, uintptr_t o_bias,
+                                   uintptr_t mlp_norm, uintptr_t gate_up, uintptr_t gate_up_bias,
+                                   uintptr_t down, uintptr_t down_bias) {
+    using Address = const void;
+    return {static_cast<fastrl::DType>(dtype),
+            hidden,
+            heads,
+            kv_heads,
+            dim,
+            inner,
+            eps,
+            pointer<Address>(attention_norm),
+            pointer<Address>(qkv),
+            pointer<Address>(qkv_bias),
+            pointer<Address>(q_norm),
+            pointer<Address>(k_norm),
+            pointer<Address>(o),
+            pointer<Address>(o_bias),
+            pointer<Address>(mlp_norm),
+            pointer<Address>(gate_up),
+            pointer<Address>(gate_up_bias),
+            pointer<Address>(down),
+            pointer<Address>(down_bias)};
+}
+
+void layer(const fastrl::LayerWeights& weights, uintptr_t x, uintptr_t out, uintptr_t cos,
+           uintptr_t sin, uintptr_t k_cache, uintptr_t v_cache, uintptr_t tables,
+           uintptr_t row_table, uintptr_t context, int64_t table_stride, int64_t rows,
+           int64_t block_size, float scale, int threads) {
+    fastrl::PagedAttention attention{};
+    attention.cos = pointer<const float>(cos);
+    attention.sin = pointer<const float>(sin);
+    attention.k_cache = pointer<void>(k_cache);
+    attention.v_cache = pointer<void>(v_cache);
+    attention.tables = pointer<const int32_t>(tables);
+    attention.row_table = pointer<const int32_t>(row_table);
+    attention.context = pointer<const int32_t>(context);
+    attention.table_stride = table_stride;
+    attention.rows = rows;
+    attention.heads = weights.heads;
+    attention.kv_heads = weights.kv_heads;
+    attention.dim = weights.dim;
+    attention.block_size = block_size;
+    attention.scale = scale;
+    fastrl::layer(weights, attention, pointer<const void>(x), pointer<void>(out), threads);
 }
 
 fastrl::Logits logits(uintptr_t data, int dtype, int64_t stride, int64_t rows, int64_t valid,
@@ -136,6 +187,8 @@ PYBIND11_MODULE(_C, m) {
     using released = py::call_guard<py::gil_scoped_release>;
     m.def("paged_attention", &paged_attention, released());
     m.def("dense", &dense, released());
+    py::class_<fastrl::LayerWeights>(m, "LayerWeights").def(py::init(&layer_weights));
+    m.def("layer", &layer, released());
     m.def("dense_fits", [](int dtype, int64_t width_in, int64_t width_out, bool gated) {
         return fastrl::dense_fits(static_cast<fastrl::DType>(dtype), width_in, width_out, gated);
     });

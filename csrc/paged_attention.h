@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "rows.h"
+#include "team.h"
 
 namespace fastrl {
 
@@ -31,11 +32,17 @@ struct PagedAttention {
     const int32_t* context;
     int64_t table_stride, rows, heads, kv_heads, dim, block_size;
     float scale;
+    const void* q_norm = nullptr;  // [dim], the weights of RMSNorms of each head of q and of k
+    const void* k_norm = nullptr;  // before the rotation; null: none
+    float eps = 0;
 };
 
 // Writes the rows' keys and values, then attends. The result of a row depends on neither the other
 // rows nor the number of threads.
 void paged_attention(const PagedAttention& a, int threads);
+
+// The same as loops of a region that others share; `a` lives until the region has run.
+void add_paged_attention(Phases& phases, const PagedAttention& a, int threads);
 
 // How one instruction set does it.
 struct AttentionFunctions {

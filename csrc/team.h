@@ -9,7 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <thread>
+#include <utility>
 
 #include "parallel.h"
 
@@ -59,30 +62,44 @@ void team_for(int64_t count, int64_t step, int threads, const Body& body) {
     on_team(threads, &Work::run, &work);
 }
 
-// prepare(i) over [0, prepared), and when all of them are done body(begin, end) as in `team_for`,
-// in one parallel region.
-template <typename Prepare, typename Body>
-void team_for_after(int64_t prepared, const Prepare& prepare, int64_t count, int64_t step,
-                    int threads, const Body& body) {
-    struct Work {
-        const Prepare& prepare;
-        const Body& body;
-        const int64_t prepared, count, step;
-        std::atomic<int64_t> next_prepared{0}, done{0}, next{0};
+// Loops one after another in one parallel region: a barrier inside of it costs a microsecond, the
+// threads of a region that sleep between two of them 50.
+class Phases {
+   public:
+    // body(begin, end) over [0, count) in pieces of `step`, after all loops added before; must not
+    // throw.
+    template <typename Body>
+    void add(int64_t count, int64_t step, Body body) {
+        phases_.emplace_back(count, step, std::move(body));
+    }
 
-        static void run(void* data) {
-            Work& work = *static_cast<Work*>(data);
-            for (int64_t i; (i = work.next_prepared.fetch_add(1)) < work.prepared;) {
-                work.prepare(i);
-                work.done.fetch_add(1, std::memory_order_release);
+    void run(int threads) { on_team(threads, &Phases::run_all, this); }
+
+   private:
+    struct Phase {
+        const int64_t count, step;
+        const std::function<void(int64_t, int64_t)> body;
+        std::atomic<int64_t> next{0}, done{0};
+
+        template <typename Body>
+        Phase(int64_t count_, int64_t step_, Body body_)
+            : count(count_), step(step_), body(std::move(body_)) {}
+    };
+
+    static void run_all(void* data) {
+        constexpr int SPINS = 2000;  // then the thread that is waited for may lack a core
+        for (Phase& phase : static_cast<Phases*>(data)->phases_) {
+            for (int64_t begin; (begin = phase.next.fetch_add(phase.step)) < phase.count;) {
+                const int64_t end = std::min(begin + phase.step, phase.count);
+                phase.body(begin, end);
+                phase.done.fetch_add(end - begin, std::memory_order_release);
             }
-            for (int spins = 0; work.done.load(std::memory_order_acquire) < work.prepared; ++spins)
-                if (spins > 1000) std::this_thread::yield();
-            for (int64_t begin; (begin = work.next.fetch_add(work.step)) < work.count;)
-                work.body(begin, std::min(begin + work.step, work.count));
+            for (int spins = 0; phase.done.load(std::memory_order_acquire) < phase.count; ++spins)
+                if (spins > SPINS) std::this_thread::yield();
         }
-    } work{prepare, body, prepared, count, step};
-    on_team(threads, &Work::run, &work);
-}
+    }
+
+    std::deque<Phase> phases_;
+};
 
 }  // namespace fastrl

@@ -44,9 +44,8 @@ class Rotary:
 class AttentionContext(Protocol):
     """Where a layer's keys and values live, and which of them each row sees."""
 
-    @property
-    def dense(self) -> str:
-        """The backend of a layer's matrix products (`ops.dense`)."""
+    def layer(self, layer: int, hidden_ND: Tensor, rotary: Rotary) -> Tensor | None:
+        """A layer's output as a whole [N, D], by kernels without gradient; None: not here."""
         ...
 
     def attend(
@@ -66,6 +65,10 @@ class LayerAttention:
     context: AttentionContext
     rotary: Rotary
 
+    def layer(self, layer: int, hidden_ND: Tensor) -> Tensor | None:
+        """The layer's output [N, D] where the context computes whole layers, else None."""
+        return self.context.layer(layer, hidden_ND, self.rotary)
+
     def attend(self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor) -> Tensor:
         """The context's attention [N, H, h]; q and k come after their norms."""
         return self.context.attend(layer, q_NHh, k_NKh, v_NKh, self.rotary)
@@ -84,7 +87,6 @@ class PackedAttention:
     # sequences of 20 to 80 rows, 4 heads of 32, on one core: 83 ms in one bucket, 73 ms at 0.5,
     # 58 ms at 0.67, 53 to 66 ms from 0.8 to 0.9; 64 sequences of 10 to 300: 164, 110, 90, 84, 81.
     shortest_share = 0.8
-    dense = "torch"
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
         offsets = cu_seqlens.detach().cpu().numpy().astype(np.int64)
@@ -112,6 +114,10 @@ class PackedAttention:
         # sequences of one length lie as they should already
         in_place = bool((slots == np.arange(self.num_rows)).all()) and num_padded == self.num_rows
         self._slots = None if in_place else torch.from_numpy(slots).to(cu_seqlens.device)
+
+    def layer(self, layer: int, hidden_ND: Tensor, rotary: Rotary) -> Tensor | None:
+        """None: a layer's parts are computed one by one, with gradients."""
+        return None
 
     def attend(
         self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor, rotary: Rotary | None = None

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fastrl.attention import AttentionContext, LayerAttention, PackedAttention, Rotary
 from fastrl.errors import UsageError
 from fastrl.model_config import DecoderConfig, Llama3Scaling, rotary_frequencies
-from fastrl.ops.dense import dense
 
 __all__ = [
     "AttentionContext",
@@ -82,27 +81,16 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden_ND: Tensor, attention: LayerAttention) -> Tensor:
         """The block's output [N, D]. `attention` applies the rotary embedding to q and k."""
-        backend = attention.context.dense
-        norm, linear = self.attention_norm, self.qkv
-        qkv = dense(
-            hidden_ND, linear.weight, linear.bias, norm_D=norm.weight, eps=norm.eps, backend=backend
-        )
-        q_NHh, k_NKh, v_NKh = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        if (whole_ND := attention.layer(self.index, hidden_ND)) is not None:
+            return whole_ND
+        heads = self.qkv(self.attention_norm(hidden_ND)).unflatten(-1, (-1, self.head_dim))
+        q_NHh, k_NKh, v_NKh = heads.split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q_NHh, k_NKh = self.q_norm(q_NHh), self.k_norm(k_NKh)
         attended_NHh = attention.attend(self.index, q_NHh, k_NKh, v_NKh)
-        hidden_ND = dense(
-            attended_NHh.flatten(1), self.o.weight, self.o.bias, residual_NO=hidden_ND,
-            backend=backend,
-        )  # fmt: skip
-        norm, linear = self.mlp_norm, self.gate_up
-        inner_NF = dense(
-            hidden_ND, linear.weight, linear.bias, norm_D=norm.weight, eps=norm.eps, gated=True,
-            backend=backend,
-        )  # fmt: skip
-        return dense(
-            inner_NF, self.down.weight, self.down.bias, residual_NO=hidden_ND, backend=backend
-        )
+        hidden_ND = hidden_ND + self.o(attended_NHh.flatten(1))
+        gate_NF, up_NF = self.gate_up(self.mlp_norm(hidden_ND)).chunk(2, dim=-1)
+        return hidden_ND + self.down(F.silu(gate_NF) * up_NF)
 
 
 class Decoder(nn.Module):

@@ -163,7 +163,8 @@ def test_the_rotary_embedding_is_that_of_the_packed_forward(dtype, dim):
     rotary = Rotary.at(positions, 10_000.0 ** -(torch.arange(dim // 2) / (dim // 2)))
     attention, (q, k, v) = rows_of_one_sequence(dtype, dim)
     native = attention.attend(0, q, k, v, rotary)
-    written = attention.cache.k[0].flatten(0, 1)[attention.slots(torch.zeros_like(positions), positions)]
+    slots = attention.slots(torch.zeros_like(positions), positions)
+    written = attention.cache.k[0].flatten(0, 1)[slots]
     wide = Rotary(rotary.cos_Na.double(), rotary.sin_Na.double())
     truth = one_by_one(
         wide(q.double()), [(wide(k.double())[: i + 1], v[: i + 1]) for i in range(6)]
@@ -255,9 +256,7 @@ def mixed_rows():
     attention, _, whole = case(4, 2, 12, 4, contexts=contexts)
     counts = np.array([1, 3, 1, 5, 4])
     rows = np.repeat(np.arange(5), counts)
-    positions = np.concatenate(
-        [np.arange(c - n, c) for c, n in zip(contexts, counts, strict=True)]
-    )
+    positions = np.concatenate([np.arange(c - n, c) for c, n in zip(contexts, counts, strict=True)])
     k, v = (
         torch.cat([pair[side][-n:] for pair, n in zip(whole, counts, strict=True)])
         for side in range(2)
@@ -313,9 +312,7 @@ def test_rows_that_pad_a_batch_change_nothing():
     padding = torch.full((3, attention.tables.shape[1]), cache.unread_block)
     tables = torch.cat([attention.tables, padding.int()])
     positions = torch.cat([attention.positions, torch.full((3,), -1)])
-    context = attention_of(
-        cache, tables, torch.arange(len(tables)), positions, backends=DEFINITION
-    )
+    context = attention_of(cache, tables, torch.arange(len(tables)), positions, backends=DEFINITION)
     longer = [torch.cat([x, torch.randn(3, *x.shape[1:])]) for x in (q, k, v)]
     out = context.attend(0, *longer)
     assert torch.equal(out[: len(q)], alone) and not out[len(q) :].any()

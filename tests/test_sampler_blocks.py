@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.sampler.blocks import BlockPool
-from fastrl.sampler.philox import PromptKey
 from fastrl.sampler.cache import PagedCache
+from fastrl.sampler.philox import PromptKey
 from fastrl.sampler.runner import Runner, make_steps
 from fastrl.sampler.scheduler import Chunk, Scheduler
 from fastrl.sampler.sequence import Group, SamplingParams, Sequence

@@ -1,4 +1,4 @@
-"""A response depends on its prompt and its random numbers, not on how it was computed: to the bit."""
+"""A response depends on its prompt and its random numbers alone, to the last bit."""
 
 from __future__ import annotations
 

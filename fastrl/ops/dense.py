@@ -1,7 +1,7 @@
 """A layer's matrix products with what stands around them: norm, bias, SwiGLU, residual.
 
-In torch, with gradients; or in C++ on a CPU (`csrc/dense.h`), without, for the few rows of a sampler's
-step: the weight is read where it lies, and a row's result does not depend on the other rows.
+In torch, with gradients; or in C++ on a CPU (`csrc/dense.h`), without, for the few rows of a
+sampler's step: the weight is read where it lies, and a row's result does not depend on the others.
 
 Legend: N: rows, D: width in, O: width out.
 """

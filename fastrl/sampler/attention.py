@@ -14,16 +14,9 @@ from torch import Tensor
 
 from fastrl.attention import Rotary
 from fastrl.ops.library import HAS_TRITON
-from fastrl.sampler import varlen
+from fastrl.sampler import native, varlen
 from fastrl.sampler.cache import PagedCache
 
-try:
-    from fastrl import _C
-    from fastrl.ops.native import DTYPES, address
-except ImportError:  # the definition runs; `fastrl doctor` says so
-    _C = None  # type: ignore[assignment]
-
-CPU_DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 1024  # of one call of the Triton kernel
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,7 +39,7 @@ class Backends:
 
 def choose(device: torch.device, dtype: torch.dtype) -> Backends:
     """The first backends that run on a device for a cache of a dtype."""
-    if device.type == "cpu" and _C is not None and dtype in CPU_DTYPES:
+    if native.runs(device, dtype):
         return Backends("cpu", "cpu")
     if device.type == "cuda" and HAS_TRITON and dtype in TRITON_DTYPES:
         return Backends("triton", varlen.first(dtype) or "triton")
@@ -59,7 +52,7 @@ class PagedAttention:
     `tables` int32 [S, B], block numbers; `row_table` int32 [N]: each row's table; `positions` int64
     [N]: each row's position there, -1 for a row that pads a batch: its table names a block that
     nobody reads. Slots past a row's position are never read. `backends`: None takes `choose`'s;
-    `dense`: the backend of the layers' matrix products; `chunk_rows`: how many rows of one table
+    `layers`: what `native` computes as a whole; `chunk_rows`: how many rows of one table
     lie side by side, chunk by chunk, where a backend of `varlen` is to compute those of several.
     """
 
@@ -71,10 +64,10 @@ class PagedAttention:
         positions: Tensor,
         *,
         backends: Backends | None = None,
-        dense: str = "torch",
+        layers: native.Layers | None = None,
         chunk_rows: np.ndarray | None = None,
     ) -> None:
-        self.cache, self.dense = cache, dense
+        self.cache, self.layers = cache, layers
         self.tables, self.row_table, self.positions = tables, row_table, positions
         self.backends = backends or choose(cache.k[0].device, cache.k[0].dtype)
         self.context = (positions + 1).to(torch.int32)
@@ -85,13 +78,19 @@ class PagedAttention:
         if self.backends.decode != "cpu":
             self.write_slots = self.slots(row_table.long(), positions.clamp(min=0))
 
+    def layer(self, layer: int, hidden_ND: Tensor, rotary: Rotary) -> Tensor | None:
+        """A layer as a whole: [N, D]; None where `attend` is all that is computed here."""
+        if self.layers is None:
+            return None
+        return native.layer(self.layers[layer], self, layer, hidden_ND, rotary)
+
     def attend(
         self, layer: int, q_NHh: Tensor, k_NKh: Tensor, v_NKh: Tensor, rotary: Rotary | None = None
     ) -> Tensor:
         """Attention of each row over the cached tokens of its sequence up to itself: [N, H, h]."""
         cached = self.cache.k[layer], self.cache.v[layer]
         if self.backends.decode == "cpu":
-            return self._native(q_NHh, k_NKh, v_NKh, rotary, *cached)
+            return native.attention(self, layer, q_NHh, k_NKh, v_NKh, rotary)
         if rotary is not None:
             q_NHh, k_NKh = rotary(q_NHh), rotary(k_NKh)
         for stored, rows in zip(cached, (k_NKh, v_NKh), strict=True):
@@ -128,35 +127,6 @@ class PagedAttention:
             ]
             return out[0] if len(out) == 1 else torch.cat(out)
         return self._definition(q_NHh, row_table, context, k_cache, v_cache)
-
-    def _native(
-        self,
-        q_NHh: Tensor,
-        k_NKh: Tensor,
-        v_NKh: Tensor,
-        rotary: Rotary | None,
-        k_cache: Tensor,
-        v_cache: Tensor,
-    ) -> Tensor:
-        assert _C is not None
-        rows, heads, dim = q_NHh.shape
-        for x in (q_NHh, k_NKh, v_NKh):
-            assert x.dtype == k_cache.dtype and x.stride()[1:] == (dim, 1), "heads side by side"
-        for x in (self.tables, self.row_table, self.context):
-            assert x.dtype == torch.int32 and x.is_contiguous()
-        cos = sin = None
-        if rotary is not None:
-            cos, sin = rotary.cos_Na, rotary.sin_Na
-            assert cos.dtype == torch.float32 and cos.is_contiguous() and sin.is_contiguous()
-        out_NHh = torch.empty(q_NHh.shape, dtype=q_NHh.dtype)
-        _C.paged_attention(
-            DTYPES[q_NHh.dtype], address(q_NHh), address(k_NKh), address(v_NKh), q_NHh.stride(0),
-            k_NKh.stride(0), v_NKh.stride(0), address(cos), address(sin), address(k_cache),
-            address(v_cache), address(out_NHh), address(self.tables), address(self.row_table),
-            address(self.context), self.tables.shape[1], rows, heads, k_NKh.shape[1], dim,
-            self.cache.block_size, dim**-0.5, self.threads,
-        )  # fmt: skip
-        return out_NHh
 
     def _definition(
         self, q_NHh: Tensor, row_table: Tensor, context: Tensor, k_cache: Tensor, v_cache: Tensor

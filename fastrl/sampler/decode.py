@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastrl import ops
 from fastrl.model import Decoder
-from fastrl.ops.dense import dense
+from fastrl.ops.dense import dense, fits_cpu
+from fastrl.sampler import native
 from fastrl.sampler.attention import Backends, PagedAttention
 from fastrl.sampler.cache import PagedCache
 
@@ -50,13 +51,13 @@ class DecodeSteps:
         model: Decoder,
         cache: PagedCache,
         backends: Backends,
-        dense_backend: str,
         *,
         max_rows: int,
         width: int,
     ) -> None:
         self.model, self.cache, self.width = model, cache, width
-        self.backends, self.dense = backends, dense_backend
+        self.backends = backends
+        self.layers: native.Layers | None = None
         self.device = cache.k[0].device
         self.captures = self.device.type == "cuda"
         self.lag = 1 if self.captures else 0  # steps begun before the results of one are read
@@ -143,11 +144,11 @@ class DecodeSteps:
         counters_R4 = self.counters_R4[:size]
         context = PagedAttention(
             self.cache, self.tables_RW[:size], self.own_R[:size], positions_R,
-            backends=self.backends, dense=self.dense,
+            backends=self.backends, layers=self.layers,
         )  # fmt: skip
         hidden_RD = self.model(tokens_R, positions_R.clamp(min=0), context)
         found = ops.sample(
-            head_logits(self.model, hidden_RD, self.dense), counters_R4, self.key,
+            head_logits(self.model, hidden_RD), counters_R4, self.key,
             **(dict(self.constants) or {k: v[:size] for k, v in self.settings.items()}),
         )  # fmt: skip
         results_3R = torch.stack(
@@ -183,10 +184,12 @@ class DecodeSteps:
         return self.graphs[which]
 
 
-def head_logits(model: Decoder, hidden_RD: Tensor, backend: str) -> Tensor:
-    """Logits [R, V] in fp32 (fp64 for fp64), as the trainer's loss takes them: a bf16 logit would be
-    another distribution.
+def head_logits(model: Decoder, hidden_RD: Tensor) -> Tensor:
+    """Logits [R, V] in fp32 (fp64 for fp64), as the trainer's loss takes them.
+
+    A logit in bf16 would be of another distribution.
     """
     weight_VD = model.head_weight[: model.valid_vocab]
     wide = torch.promote_types(weight_VD.dtype, torch.float32)
+    backend = "cpu" if fits_cpu(weight_VD) else "torch"
     return dense(hidden_RD, weight_VD, dtype=wide, backend=backend)

@@ -29,7 +29,6 @@ from fastrl.sampler.stop_strings import StopStrings
 from fastrl.tokenizer import Tokenizer
 from fastrl.types import Completion
 
-
 DECODE_STEPS = 16  # without a look at what waits: a block of cache taken ahead
 
 
@@ -203,7 +202,7 @@ class Sampler:
         try:
             while not call.scheduler.done:
                 chunks = call.scheduler.schedule()
-                if all(c.sequence.response >= 0 and c.start + 1 == c.sequence.total for c in chunks):
+                if all(chunk.is_next_token for chunk in chunks):
                     yield from self._decode(call, [c.sequence for c in chunks])
                 else:
                     self._advance(call, chunks)

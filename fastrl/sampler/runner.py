@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrl.model import Decoder
-from fastrl.ops.dense import fits_cpu
+from fastrl.sampler import native
 from fastrl.sampler.attention import PagedAttention, choose
 from fastrl.sampler.cache import PagedCache
 from fastrl.sampler.decode import DecodeSteps, head_logits
@@ -27,6 +27,8 @@ class Runner:
 
     def __init__(self, model: Decoder, steps: DecodeSteps, max_running: int, longest: int) -> None:
         self.model, self.steps, self.cache = model, steps, steps.cache
+        # the parameters' addresses, anew for every call
+        steps.layers = native.layers_of(model) if steps.backends.decode == "cpu" else None
         self.tables = np.zeros((max_running, -(-longest // self.cache.block_size)), np.int32)
         self.owners: dict[int, tuple[Sequence, int]] = {}  # whose table a slot holds, how far
         self.rows = 0
@@ -52,11 +54,11 @@ class Runner:
         )
         context = PagedAttention(
             self.cache, tables_SB, slots_N, positions_N,
-            backends=self.steps.backends, dense=self.steps.dense, chunk_rows=counts,
+            backends=self.steps.backends, layers=self.steps.layers, chunk_rows=counts,
         )  # fmt: skip
         hidden_ND = self.model(torch.tensor(tokens, device=device), positions_N, context)
         hidden_RD = hidden_ND[torch.tensor(asked, dtype=torch.int64, device=device)]
-        return head_logits(self.model, hidden_RD, self.steps.dense)
+        return head_logits(self.model, hidden_RD)
 
     def begin_steps(
         self,
@@ -72,6 +74,7 @@ class Runner:
         """
         for sequence in sequences:
             self._set_table(sequence)
+            del self.owners[sequence.slot]  # what the steps leave unused may come back as others
         slots = [s.slot for s in sequences]
         self.steps.begin(
             np.array([s.token(s.cached) for s in sequences]),
@@ -102,20 +105,7 @@ class Runner:
 
 
 def make_steps(model: Decoder, cache: PagedCache, max_rows: int, longest: int) -> DecodeSteps:
-    """The steps over a cache, of sequences up to `longest` tokens, on the backends that run here."""
-    return DecodeSteps(
-        model, cache, choose(cache.k[0].device, cache.k[0].dtype), _dense_backend(model),
-        max_rows=max_rows, width=-(-longest // cache.block_size),
-    )  # fmt: skip
-
-
-def _dense_backend(model: Decoder) -> str:
-    """ "cpu" where C++ takes every matrix product of the model, else "torch"."""
-    fits = fits_cpu(model.head_weight[: model.valid_vocab]) and all(
-        fits_cpu(layer.qkv.weight)
-        and fits_cpu(layer.o.weight)
-        and fits_cpu(layer.gate_up.weight, gated=True)
-        and fits_cpu(layer.down.weight)
-        for layer in model.layers
-    )
-    return "cpu" if fits else "torch"
+    """The steps over a cache, of sequences up to `longest` tokens, on what runs here."""
+    backends = choose(cache.device, cache.k[0].dtype)
+    width = -(-longest // cache.block_size)
+    return DecodeSteps(model, cache, backends, max_rows=max_rows, width=width)

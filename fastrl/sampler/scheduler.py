@@ -18,6 +18,11 @@ class Chunk:
     start: int
     end: int
 
+    @property
+    def is_next_token(self) -> bool:
+        """Whether it is the one row that a response's next token is sampled from."""
+        return self.sequence.response >= 0 and self.start + 1 == self.end == self.sequence.total
+
 
 class Scheduler:
     """Continuous batching over a pool of blocks.

@@ -1,7 +1,7 @@
 """Attention of chunks of several rows by kernels for variable lengths: flash-attn's, or torch's.
 
-They take keys and values end to end: those that a chunk sees are gathered from the cache first, once
-for all its rows (flash-attn 2 reads a paged cache in pages of 256 tokens only, too large to share a
+They take keys and values end to end: those that a chunk sees are gathered from the cache first,
+once for all its rows (flash-attn 2 reads a paged cache in pages of 256 tokens only, too large to share a
 prompt of fewer). Rows see their own position and those before it: a chunk's last row sees all.
 
 Legend: M: rows of such chunks, L: positions that they see, chunk after chunk, H: query heads, K:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastrl.sampler.attention import PagedAttention
 
 HALVES = (torch.bfloat16, torch.float16)
-# (q [M, H, h], k [L, K, h], v, int32 offsets of rows, of positions, the longest of both) -> [M, H, h]
+# q [M, H, h], k [L, K, h], v, int32 offsets of rows and of positions, the longest of both
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 
 
