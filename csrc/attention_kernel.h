@@ -115,19 +115,27 @@ struct Seen {
     }
 };
 
-// The keys and values at positions [first, first + count) of a table into `seen`, zeros after them.
-template <typename T>
-void fetch(const PagedAttention& a, const int32_t* table, int64_t kv_head, int64_t first,
-           int64_t count, Seen& seen) {
-    const T *k[STEP], *v[STEP];
-    const int64_t dim = a.dim, padded = seen.padded;
-    for (int64_t t = 0; t < count; ++t) {
-        const int64_t block = table[(first + t) / a.block_size];
-        const int64_t slot = block * a.block_size + (first + t) % a.block_size;
-        const int64_t at = (slot * a.kv_heads + kv_head) * a.dim;
-        k[t] = static_cast<const T*>(a.k_cache) + at;
-        v[t] = static_cast<const T*>(a.v_cache) + at;
+// Where the numbers of some positions of a table begin, for the first key/value head.
+struct Places {
+    int64_t count = 0, at[STEP];
+
+    Places(const PagedAttention& a, const int32_t* table, int64_t first, int64_t count_)
+        : count(count_) {
+        int64_t block = first / a.block_size, slot = first % a.block_size;
+        for (int64_t t = 0; t < count; ++t) {
+            at[t] = (table[block] * a.block_size + slot) * a.kv_heads * a.dim;
+            if (++slot == a.block_size) slot = 0, ++block;
+        }
     }
+};
+
+// The keys of a head at some positions into `seen`, turned; zeros after them.
+template <typename T>
+void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, Seen& seen) {
+    const T* k[STEP];
+    const int64_t dim = a.dim, count = places.count;
+    for (int64_t t = 0; t < count; ++t)
+        k[t] = static_cast<const T*>(a.k_cache) + places.at[t] + kv_head * dim;
     constexpr int NUMBERS = 4 / sizeof(T);  // of a word
     float* keys = seen.keys;
     for (int group = 0; group < STEP; group += WIDTH) {
@@ -156,9 +164,15 @@ void fetch(const PagedAttention& a, const int32_t* table, int64_t kv_head, int64
                 keys[d * STEP + group + i] = load(number)[0];
             }
     }
-    for (int64_t t = 0; t < count; ++t) {
-        float* out = seen.values + t * padded;
-        const T* from = v[t];
+}
+
+// The values of a head at some positions into `seen`, in fp32, zeros up to a whole vector.
+template <typename T>
+void fetch_values(const PagedAttention& a, const Places& places, int64_t kv_head, Seen& seen) {
+    const int64_t dim = a.dim;
+    for (int64_t t = 0; t < places.count; ++t) {
+        float* out = seen.values + t * seen.padded;
+        const T* from = static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * dim;
         int64_t d = 0;
         for (; d + WIDTH <= dim; d += WIDTH) store(out + d, load(from + d));
         if (d < dim) {
@@ -169,10 +183,11 @@ void fetch(const PagedAttention& a, const int32_t* table, int64_t kv_head, int64
     }
 }
 
-// N queries from `first` on over a step, of which query i sees counts[i] positions.
-template <int N>
+// N queries from `first` on over a step, of which query i sees counts[i] positions. The values of
+// position t begin at values[t], and have a multiple of WIDTH numbers.
+template <int N, typename V>
 FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIES],
-                       const Floats (&lanes)[PARTS]) {
+                       const Floats (&lanes)[PARTS], const V* const (&values)[STEP]) {
     const float* q = seen.q + first * seen.dim;
     // even and odd numbers apart: a sum waits for its last addition
     Floats scores[2][N][PARTS] = {};
@@ -239,8 +254,7 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
             sums[i][1] = load(from + other);
         }
         for (int64_t t = 0; t < common; ++t) {
-            const float* values = seen.values + t * seen.padded + k;
-            const Floats low = load(values), high = load(values + other);
+            const Floats low = load(values[t] + k), high = load(values[t] + k + other);
 #pragma GCC unroll 4
             for (int i = 0; i < N; ++i) {
                 const Floats weight = splat(weights[i][t]);
@@ -252,10 +266,9 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
 #pragma GCC unroll 4
         for (int i = 0; i < N; ++i)
             for (int64_t t = common; t < counts[i]; ++t) {
-                const float* values = seen.values + t * seen.padded + k;
                 const Floats weight = splat(weights[i][t]);
-                sums[i][0] += weight * load(values);
-                sums[i][1] += weight * load(values + other);
+                sums[i][0] += weight * load(values[t] + k);
+                sums[i][1] += weight * load(values[t] + k + other);
             }
 #pragma GCC unroll 4
         for (int i = 0; i < N; ++i) {
@@ -266,22 +279,35 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
     }
 }
 
-// Some positions of a table on their way into a cache of the processor: without it a step waits for
-// memory (128 rows of 90 positions, 9 heads of 64: twice the time). A head's at a time, between the
-// others' work: all at once is slower.
+// Some positions on their way into a cache of the processor: without it a step waits for memory (128
+// rows of 90 positions, 9 heads of 64: twice the time). A head's at a time, between the others'
+// work: all at once is slower.
 template <typename T>
-FASTRL_INLINE void prefetch(const PagedAttention& a, const int32_t* table, int64_t kv_head,
-                            int64_t first, int64_t count) {
+FASTRL_INLINE void prefetch(const PagedAttention& a, const Places& places, int64_t kv_head) {
     constexpr int64_t LINE = 64 / sizeof(T);
-    for (int64_t t = 0; t < count; ++t) {
-        const int64_t block = table[(first + t) / a.block_size];
-        const int64_t slot = block * a.block_size + (first + t) % a.block_size;
-        const int64_t at = (slot * a.kv_heads + kv_head) * a.dim;
-        const T *k = static_cast<const T*>(a.k_cache) + at,
-                *v = static_cast<const T*>(a.v_cache) + at;
+    for (int64_t t = 0; t < places.count; ++t) {
+        const int64_t at = places.at[t] + kv_head * a.dim;
         for (int64_t d = 0; d < a.dim; d += LINE) {
-            __builtin_prefetch(k + d, 0, 2);
-            __builtin_prefetch(v + d, 0, 2);
+            __builtin_prefetch(static_cast<const T*>(a.k_cache) + at + d, 0, 2);
+            __builtin_prefetch(static_cast<const T*>(a.v_cache) + at + d, 0, 2);
+        }
+    }
+}
+
+// The queries [first, last) of a head, of which query i sees visible(i) positions of a step.
+template <typename V, typename Visible>
+FASTRL_INLINE void see_all(Seen& seen, int64_t head, int64_t first, int64_t last,
+                           const Visible& visible, const Floats (&lanes)[PARTS],
+                           const V* const (&values)[STEP]) {
+    for (int64_t query = first; query < last; query += QUERIES) {
+        const int64_t left = std::min<int64_t>(QUERIES, last - query), at = head + query;
+        int64_t counts[QUERIES] = {};
+        for (int64_t i = 0; i < left; ++i) counts[i] = visible(query + i);
+        switch (left) {
+            case 1: see<1>(seen, at, counts, lanes, values); break;
+            case 2: see<2>(seen, at, counts, lanes, values); break;
+            case 3: see<3>(seen, at, counts, lanes, values); break;
+            default: see<4>(seen, at, counts, lanes, values); break;
         }
     }
 }
@@ -340,21 +366,28 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
                     table = table_of(next);
                 }
             }
-            const int64_t ahead = std::min<int64_t>(STEP, most - start - STEP);
+            const Places places(a, table, start, count);
+            const Places after(a, table, start + STEP,
+                               std::clamp<int64_t>(most - start - STEP, 0, STEP));
+            const auto sees = [&](int64_t query) { return visible(query / group); };
+            const int64_t begin = row * group, end = next * group;
+            // many queries find the values as they need them; few take them as they are
+            const bool as_they_are =
+                a.dim % WIDTH == 0 && (sizeof(T) == 4 || end - begin <= 2 * QUERIES);
             for (int64_t head = 0; head < kv_heads; ++head) {
-                fetch<T>(a, table, first_head + head, start, count, seen);
-                prefetch<T>(a, table, first_head + head, start + STEP, ahead);
-                for (int64_t query = row * group; query < next * group; query += QUERIES) {
-                    const int64_t left = std::min<int64_t>(QUERIES, next * group - query);
-                    const int64_t first = head * queries + query;
-                    int64_t counts[QUERIES] = {};
-                    for (int64_t i = 0; i < left; ++i) counts[i] = visible((query + i) / group);
-                    switch (left) {
-                        case 1: see<1>(seen, first, counts, lanes); break;
-                        case 2: see<2>(seen, first, counts, lanes); break;
-                        case 3: see<3>(seen, first, counts, lanes); break;
-                        default: see<4>(seen, first, counts, lanes); break;
-                    }
+                const int64_t kv_head = first_head + head;
+                fetch_keys<T>(a, places, kv_head, seen);
+                prefetch<T>(a, after, kv_head);
+                if (as_they_are) {
+                    const T* values[STEP] = {};
+                    for (int64_t t = 0; t < count; ++t)
+                        values[t] = static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * a.dim;
+                    see_all(seen, head * queries, begin, end, sees, lanes, values);
+                } else {
+                    fetch_values<T>(a, places, kv_head, seen);
+                    const float* values[STEP] = {};
+                    for (int64_t t = 0; t < count; ++t) values[t] = seen.values + t * seen.padded;
+                    see_all(seen, head * queries, begin, end, sees, lanes, values);
                 }
             }
             row = next;

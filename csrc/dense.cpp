@@ -51,7 +51,7 @@ void add_dense(Phases& phases, const Dense& d, uint32_t* panels, int threads) {
     const int64_t width = d.gated ? d.width_out / 2 : d.width_out;
     const int64_t tile = d.gated ? f.tile / 2 : f.tile;
     const int64_t tiles = (width + tile - 1) / tile;
-    const int64_t step = std::max<int64_t>(1, tiles / (8 * threads));
+    const int64_t step = std::max<int64_t>(1, tiles / (32 * threads));
     for (int64_t first = 0; first < d.rows; first += rows_at_once(f)) {
         const int64_t rows = std::min(rows_at_once(f), d.rows - first);
         phases.add((rows + f.panel - 1) / f.panel, 1, [=, &f, &d](int64_t panel, int64_t) {

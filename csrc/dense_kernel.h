@@ -69,7 +69,8 @@ FASTRL_INLINE void interleave(const uint32_t* const (&rows)[WIDTH], int64_t word
             std::memcpy(panel + (k + i) * PANEL, &block[i], sizeof(Ints));
     }
     for (; k < words; ++k)
-        for (int i = 0; i < WIDTH; ++i) panel[k * PANEL + i] = rows[i][k];
+        for (int i = 0; i < WIDTH; ++i)  // rows of halves need not lie on whole words
+            std::memcpy(panel + k * PANEL + i, rows[i] + k, sizeof(uint32_t));
 }
 
 template <typename T, typename Packed>
@@ -88,6 +89,10 @@ void pack(const Dense& d, int64_t first_row, int64_t rows, uint32_t* panel) {
                 continue;
             }
             const T* x = static_cast<const T*>(d.x) + (first_row + row) * d.x_stride;
+            if (std::is_same_v<T, Packed> && d.norm == nullptr) {
+                sources[i] = reinterpret_cast<const uint32_t*>(x);
+                continue;
+            }
             uint32_t* prepared = memory.data() + i * words;
             prepare_row(d, x, reinterpret_cast<Packed*>(prepared));
             sources[i] = prepared;
@@ -104,7 +109,20 @@ FASTRL_INLINE Floats silu(Floats gate) {
 
 // Two numbers in bf16 a word, the first in its lower half.
 FASTRL_INLINE Ints pairs_of(Floats low, Floats high) {
+#if defined(FASTRL_DOT_BF16)
+    // all of `low`, then all of `high`
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    static constexpr struct Order {
+        int16_t lanes[2 * WIDTH] = {};
+        constexpr Order() {
+            for (int i = 0; i < 2 * WIDTH; ++i)
+                lanes[i] = static_cast<int16_t>(i / 2 + i % 2 * WIDTH);
+        }
+    } order;
+    return (Ints)_mm512_permutexvar_epi16(_mm512_loadu_si512(order.lanes), halves);
+#else
     return (Ints)((Words)round_bf16(low) >> 16) | round_bf16(high);
+#endif
 }
 
 // Results with the numbers of the residual at the same places added.
@@ -139,7 +157,8 @@ FASTRL_INLINE void finish_as(const Dense& d, const float (*sums)[PANEL], int64_t
         return rounded_to(T{}, silu(rounded_to(T{}, value))) * rounded_to(T{}, other);
     };
     for (int64_t first = 0; first < rows; first += WIDTH) {
-        Ints words[BLOCKS][WIDTH] = {};
+        Ints words[BLOCKS][WIDTH];
+        for (int i = WORDS; i < BLOCKS * WIDTH; ++i) words[i / WIDTH][i % WIDTH] = Ints{};
         for (int i = 0; i < WORDS; ++i) {
             Ints& word = words[i / WIDTH][i % WIDTH];
             if constexpr (sizeof(Out) == 4)

@@ -86,11 +86,16 @@ FASTRL_INLINE void store(float* target, Floats values) {
     std::memcpy(target, &values, sizeof values);
 }
 
-// The upper halves are the values rounded to bf16, the lower ones 0; a NaN stays one.
+// The upper halves are the values rounded to bf16, the lower ones 0; a NaN stays one. The
+// instruction takes subnormal numbers for 0.
 FASTRL_INLINE Ints round_bf16(Floats values) {
+#if defined(FASTRL_DOT_BF16)
+    return (Ints)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)values)) << 16;
+#else
     const Words bits = (Words)as_ints(values);
     const Ints rounded = (Ints)(bits + 0x7fff + ((bits >> 16) & 1)), number = values == values;
     return ((number & rounded) | (~number & 0x7fc00000)) & static_cast<int32_t>(0xffff0000);
+#endif
 }
 
 // Rounds to nearest, ties to even, as the hardware does.

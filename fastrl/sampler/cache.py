@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from fastrl.model import Decoder
+from fastrl.ops.library import on_large_pages
 
 
 class PagedCache:
@@ -23,13 +24,10 @@ class PagedCache:
         self.num_blocks, self.block_size, self.poison = num_blocks, block_size, poison
         self.device = weight.device
         self.unread_block = num_blocks + 1
-        self.k, self.v = (
-            [
-                torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-                for _ in range(config.num_layers)
-            ]
-            for _ in range(2)
-        )
+        # one memory, on large pages: in small ones a row's blocks cost as much to find as to read
+        memory = torch.empty((2, config.num_layers, *shape), dtype=weight.dtype, device=self.device)
+        k, v = on_large_pages(memory).zero_()
+        self.k, self.v = list(k), list(v)
 
     def fits(self, model: Decoder, num_blocks: int, block_size: int) -> bool:
         """Whether it holds `num_blocks` blocks for this model as it is now."""
