@@ -279,9 +279,9 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
     }
 }
 
-// Some positions on their way into a cache of the processor: without it a step waits for memory (128
-// rows of 90 positions, 9 heads of 64: twice the time). A head's at a time, between the others'
-// work: all at once is slower.
+// Some positions on their way into a cache of the processor: without it a step waits for memory
+// (128 rows of 90 positions, 9 heads of 64: twice the time). A head's at a time, between the
+// others' work: all at once is slower.
 template <typename T>
 FASTRL_INLINE void prefetch(const PagedAttention& a, const Places& places, int64_t kv_head) {
     constexpr int64_t LINE = 64 / sizeof(T);
@@ -329,7 +329,8 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
         const float* sin = a.cos ? a.sin + at * (a.dim / 2) : nullptr;
         for (int64_t i = 0; i < group * kv_heads; ++i) {
             float* out = seen.q + (i / group * queries + row * group + i % group) * a.dim;
-            prepare_head(q + i * a.dim, static_cast<const T*>(a.q_norm), a.eps, cos, sin, a.dim, out);
+            prepare_head(q + i * a.dim, static_cast<const T*>(a.q_norm), a.eps, cos, sin, a.dim,
+                         out);
             for (int64_t d = 0; d < a.dim; ++d) out[d] *= to_base_2;
         }
         longest = std::max<int64_t>(longest, context[row]);
@@ -381,7 +382,8 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
                 if (as_they_are) {
                     const T* values[STEP] = {};
                     for (int64_t t = 0; t < count; ++t)
-                        values[t] = static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * a.dim;
+                        values[t] =
+                            static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * a.dim;
                     see_all(seen, head * queries, begin, end, sees, lanes, values);
                 } else {
                     fetch_values<T>(a, places, kv_head, seen);

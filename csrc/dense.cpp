@@ -10,7 +10,7 @@ namespace fastrl {
 
 namespace {
 
-constexpr int64_t ROWS = 256;  // whose panels stay in a second-level cache of 1 or 2 MB
+constexpr int64_t ROWS = 256;       // whose panels stay in a second-level cache of 1 or 2 MB
 constexpr int64_t SMALL = 1 << 20;  // multiply-adds that are not worth a second thread
 
 const DenseFunctions& functions_of(const Dense& d) {

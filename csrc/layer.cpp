@@ -15,8 +15,10 @@ void layer(const LayerWeights& w, PagedAttention a, const void* x, void* out, in
     const int64_t rows = a.rows, bytes = w.dtype == DType::f32 ? 4 : 2;
     const int64_t all_heads = (w.heads + 2 * w.kv_heads) * w.dim, attended = w.heads * w.dim;
     int64_t words = 0, work = 0;
-    for (const auto& [width_in, width_out] :
-         {std::pair{w.hidden, all_heads}, {attended, w.hidden}, {w.hidden, 2 * w.inner}, {w.inner, w.hidden}}) {
+    for (const auto& [width_in, width_out] : {std::pair{w.hidden, all_heads},
+                                              {attended, w.hidden},
+                                              {w.hidden, 2 * w.inner},
+                                              {w.inner, w.hidden}}) {
         Dense sizes{};
         sizes.dtype = w.dtype, sizes.rows = rows, sizes.width_in = width_in;
         words = std::max(words, panel_words(sizes));
@@ -35,8 +37,8 @@ void layer(const LayerWeights& w, PagedAttention a, const void* x, void* out, in
                              const void* weight, const void* bias, const void* residual, void* to,
                              int64_t width_out, bool gated) {
         const int64_t width = gated ? width_out / 2 : width_out;
-        return Dense{w.dtype, w.dtype, from,     width_in, norm,  w.eps, weight, bias,
-                     residual, width,  to,       width,    rows,  width_in, width_out, gated};
+        return Dense{w.dtype,  w.dtype, from, width_in, norm, w.eps,    weight,    bias,
+                     residual, width,   to,   width,    rows, width_in, width_out, gated};
     };
     const Dense products[] = {
         product(x, w.hidden, w.attention_norm, w.qkv, w.qkv_bias, nullptr, all, all_heads, false),

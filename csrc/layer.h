@@ -7,8 +7,8 @@
 
 namespace fastrl {
 
-// The parameters, in one dtype, contiguous; a bias may be null. Legend: D: hidden width, H, K: query
-// and key/value heads, h: head dimension, F: width of the feed-forward layer.
+// The parameters, in one dtype, contiguous; a bias may be null. Legend: D: hidden width, H, K:
+// query and key/value heads, h: head dimension, F: width of the feed-forward layer.
 struct LayerWeights {
     DType dtype;
     int64_t hidden, heads, kv_heads, dim, inner;  // D, H, K, h, F

@@ -8,7 +8,7 @@ namespace fastrl {
 
 namespace {
 
-constexpr int64_t ROWS = 8;  // side by side: the usual size of a group that shares a prompt
+constexpr int64_t ROWS = 8;         // side by side: the usual size of a group that shares a prompt
 constexpr int64_t SMALL = 1 << 17;  // multiply-adds that are not worth a second thread
 
 }  // namespace

@@ -65,7 +65,7 @@ void team_for(int64_t count, int64_t step, int threads, const Body& body) {
 // Loops one after another in one parallel region: a barrier inside of it costs a microsecond, the
 // threads of a region that sleep between two of them 50.
 class Phases {
-   public:
+public:
     // body(begin, end) over [0, count) in pieces of `step`, after all loops added before; must not
     // throw.
     template <typename Body>
@@ -75,7 +75,7 @@ class Phases {
 
     void run(int threads) { on_team(threads, &Phases::run_all, this); }
 
-   private:
+private:
     struct Phase {
         const int64_t count, step;
         const std::function<void(int64_t, int64_t)> body;

@@ -29,6 +29,13 @@ def _loss() -> str:
     return f"{name('cpu')} on the CPU, {name('cuda')} on a GPU, torch (the definition) for fp64"
 
 
+def _sampling(device: str) -> str:
+    """Who computes attention over the paged cache on a device."""
+    from fastrl.sampler.attention import choose
+
+    return str(choose(torch.device(device), torch.bfloat16))
+
+
 def report() -> list[tuple[str, str]]:
     """Pairs of a name and a finding."""
     rows = [
@@ -53,7 +60,7 @@ def report() -> list[tuple[str, str]]:
         ("GPU", gpu),
         ("loss", _loss()),
         ("attention", "training: torch's scaled_dot_product_attention over packed sequences"),
-        ("", f"sampling: {'C++ on the CPU, torch elsewhere' if native else 'torch'}"),
+        ("", f"sampling: {_sampling('cpu')} on the CPU, {_sampling('cuda')} on a GPU in bfloat16"),
         (
             "extension",
             (

@@ -279,7 +279,15 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
         source = data.eval_source or data.source
         sets["test"] = prompts(source, test_split(source, data.source), config.eval.test_prompts)
 
-    notes = [f"{split}: {line}" for split, found in sets.items() for line in found.report()]
+    sampler = Sampler(
+        policy,
+        tokenizer=tokenizer,
+        block_size=sampling.block_size,
+        num_blocks=sampling.num_blocks or None,
+        max_batch_tokens=sampling.max_batch_tokens,
+    )
+    notes = [sampler.describe()]
+    notes += [f"{split}: {line}" for split, found in sets.items() for line in found.report()]
     if objective.uses_task_reward and "math" in config.reward.functions:
         notes += [f"train: {line}" for line in check_golds(sets["train"].examples)]
     return Run(
@@ -298,13 +306,7 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
             drop_groups_without_signal=config.loss.drop_groups_without_signal,
         ),
         tokenizer=tokenizer,
-        sampler=Sampler(
-            policy,
-            tokenizer=tokenizer,
-            block_size=sampling.block_size,
-            num_blocks=sampling.num_blocks or None,
-            max_batch_tokens=sampling.max_batch_tokens,
-        ),
+        sampler=sampler,
         sampling=SamplingParams(
             n=sampling.responses_per_prompt,
             max_tokens=sampling.max_tokens,

@@ -214,6 +214,7 @@ def train(run: Run, display: Display) -> None:
                 step=step,
                 on_event=grader.add,
             )
+            run.sampler.release()
             sampled = time.perf_counter()
             display.phase("grade")
             verdicts = grader.finish(groups)

@@ -55,7 +55,8 @@ class AuditedSampler(Sampler):
 
     blocks that nobody owns hold NaN at each forward and at the end, and a block's references are
     its owners; the rows that each layer computed are the distinct prompt tokens, the
-    generated tokens (the last of each response excepted) and the logged recomputation.
+    generated tokens (the last of each response excepted), the logged recomputation and the rows of
+    steps that were begun too early.
     """
 
     def __init__(self, model: Decoder, **settings: Any) -> None:
@@ -95,5 +96,6 @@ class AuditedSampler(Sampler):
         assert set(rows) == {self.stats.rows_computed}
         if all(group[0].token_ids for group in results):  # else a prompt was cut by cancellation
             expected = sum(map(len, prompt_token_ids)) + sum(lengths) - len(lengths)
-            assert self.stats.rows_computed == expected + self.stats.recomputed_tokens
+            extra = self.stats.recomputed_tokens + self.stats.discarded_rows
+            assert self.stats.rows_computed == expected + extra
         return results

@@ -222,16 +222,17 @@ def test_a_run_or_a_checkpoint_is_found_as_eval_finds_it(monkeypatch, capsys):
 
 def signalled(monkeypatch, at, number=signal.SIGINT, times=1):
     """Every call of `Sampler.generate` gets a signal in its forward number `at`."""
-    advance, forwards = Sampler._advance, []
+    append, forwards = Sampler._append, []
 
     def interrupted(self, *arguments):
-        advance(self, *arguments)
+        finished = append(self, *arguments)
         forwards.append(self)
         if len(forwards) == at:
             for _ in range(times):
                 signal.raise_signal(number)
+        return finished
 
-    monkeypatch.setattr(Sampler, "_advance", interrupted)
+    monkeypatch.setattr(Sampler, "_append", interrupted)
     return forwards
 
 

@@ -101,6 +101,26 @@ def test_preemption_changes_nothing(family, block_size):
     assert tight.stats.forwards > roomy.stats.forwards
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_running": 5}, {"num_blocks": 12}])
+@pytest.mark.parametrize("lag", [1, 2])
+def test_steps_begun_before_the_last_ones_are_read_change_nothing(lag, limits):
+    """As on a GPU: the rows of responses that had finished meanwhile are dropped, and counted."""
+
+    class Ahead(AuditedSampler):
+        def _begin(self, *arguments):
+            call = super()._begin(*arguments)
+            call.runner.steps.lag = lag
+            return call
+
+    sampler = Ahead(tiny_decoder("llama"), block_size=8, eos_token_ids=ENDS, **limits)
+    keys = [PromptKey(i) for i in range(len(PROMPTS))]
+    for group, expected in zip(
+        sampler.generate(PROMPTS, PARAMS, prompt_keys=keys), alone("llama"), strict=True
+    ):
+        assert_the_same(group, expected)
+    assert sampler.stats.discarded_rows > 0
+
+
 def test_a_prompt_is_preempted_between_its_chunks():
     sampler = AuditedSampler(tiny_decoder(), block_size=2, num_blocks=13, max_batch_tokens=3)
     params = SamplingParams(n=1, max_tokens=9, seed=3, ignore_eos=True)

@@ -17,6 +17,8 @@ import torch
 from fastrl import ops
 from fastrl.errors import UsageError
 from fastrl.model import Decoder
+from fastrl.sampler import memory, native
+from fastrl.sampler.attention import choose
 from fastrl.sampler.blocks import BlockPool
 from fastrl.sampler.cache import PagedCache
 from fastrl.sampler.decode import DecodeSteps, Sampled
@@ -67,6 +69,7 @@ class SamplerStats:
     preemptions: int = 0
     forwards: int = 0
     discarded_rows: int = 0  # begun on a GPU before it was known that their response had finished
+    seconds_capture: float = 0.0  # of CUDA graphs, since the cache was taken
     seconds: float = 0.0
 
 
@@ -184,6 +187,31 @@ class Sampler:
         groups, key = self._request(prompt_token_ids, params, prompt_keys, step, stream)
         return self._events(groups, key, step)
 
+    def release(self) -> None:
+        """Give a GPU's memory of the cache to others, the backward pass say, until the next call.
+
+        That call takes one memory for all of it again, and captures the graphs that it uses anew:
+        `stats.seconds_capture`. On a CPU the cache stays.
+        """
+        if self._steps is not None and self._steps.captures:
+            self._steps = None
+            torch.cuda.empty_cache()
+
+    def describe(self) -> str:
+        """How this model is sampled here, in words."""
+        weight = self.model.head_weight
+        dtype = str(weight.dtype).removeprefix("torch.")
+        words = f"sampling in {dtype}, attention: {choose(weight.device, weight.dtype)}"
+        if weight.device.type == "cuda":
+            return f"{words}, decode steps as CUDA graphs"
+        if not native.runs(weight.device, weight.dtype):
+            return words
+        which = native.instruction_set()
+        words += f", layers in C++ ({which})"
+        if weight.dtype == torch.bfloat16 and which not in native.MULTIPLY_BF16:
+            words += "; this processor has no products in bfloat16: float32 is faster"
+        return words
+
     def _events(
         self, groups: list[Group], key: tuple[int, int], step: int
     ) -> Generator[Event, None, None]:
@@ -239,6 +267,12 @@ class Sampler:
         # taken away until the call ends: one that begins meanwhile makes its own
         steps, self._steps = self._steps, None
         if steps is None or not steps.fit(self.model, num_blocks, self.block_size, longest):
+            steps = None  # its memory first
+            if self.num_blocks is None:
+                num_blocks = memory.num_blocks(
+                    self.model, needed, -(-longest // self.block_size), self.block_size,
+                    self.max_batch_tokens, self.max_running,
+                )  # fmt: skip
             cache = PagedCache(self.model, num_blocks, self.block_size, self.poison)
             steps = make_steps(self.model, cache, self.max_running, longest)
         cache = steps.cache
@@ -275,6 +309,7 @@ class Sampler:
         call.stats.rows_computed = call.runner.rows
         call.stats.recomputed_tokens = call.runner.recomputed
         call.stats.preemptions = scheduler.preemptions
+        call.stats.seconds_capture = call.runner.steps.seconds_capture
         call.stats.seconds = time.perf_counter() - call.started
         self._steps = call.runner.steps
 

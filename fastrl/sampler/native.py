@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 
     Layers: TypeAlias = list[LayerWeights]
 
+MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets with products in bf16
 DTYPES_HERE = (torch.float32, torch.bfloat16)
 
 
 def runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether attention over a cache on this device and of this dtype runs here."""
     return _C is not None and device.type == "cpu" and dtype in DTYPES_HERE
+
+
+def instruction_set() -> str:
+    """That of the kernels in use."""
+    assert _C is not None
+    return _C.instruction_set()
 
 
 def layers_of(model: Decoder) -> Layers | None:
