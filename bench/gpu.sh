@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: build, test the kernels compiled, look for wild accesses, measure.
-# Leaves machine.txt, tests.txt, sanitizer.txt, kernels.json, kernels.md, roofline.png, sampler.json and
-# sampler.md in the folder named, in 13 minutes at most; the sampler's, last, are written row by row.
+# On a machine with a GPU: build, then one of two parts, each in 8 minutes at most.
 #
-#     bash bench/gpu.sh [OUT]        PYTHON=python3 names the interpreter that has torch and triton
+#     bash bench/gpu.sh [kernels|sampler] [OUT]    PYTHON=python3 has torch and triton
+#
+# kernels: tests of the compiled kernels, wild accesses, benchmarks. sampler: its tests, its benchmarks, row by
+# row. Leaves their output, kernels.json and sampler.json, their tables and roofline.png in OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-bench/results/gpu}
+part=${1:-kernels}
+out=${2:-bench/results/gpu}
+case $part in kernels | sampler) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler" >&2; exit 2 ;; esac
 python=${PYTHON:-python3}
 failed=0
 mkdir -p "$out"
@@ -28,8 +31,15 @@ machine | tee "$out/machine.txt"
 # compiling takes most of the tests' time, and many processes do it at once
 parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8")
 step build 60 build.txt "$python" -m pip install --quiet --no-deps --no-build-isolation -e .
+if [ "$part" = sampler ]; then
+    step sampler-tests 90 sampler_tests.txt "$python" -m pytest -q -p no:cacheprovider tests/test_sampler_gpu.py \
+        tests/test_sampler_memory.py "tests/test_paged_attention.py::test_functions_for_variable_lengths_agree_with_the_definition"
+    step sampler 300 sampler.txt "$python" -m fastrl.cli bench sampler --repeats 1 --out "$out/sampler.json"
+    step sampler-table 10 sampler.md "$python" bench/table.py "$out/sampler.json"
+    exit "$failed"
+fi
 # shellcheck disable=SC2086
-step tests 170 tests.txt "$python" -m pytest -q -p no:cacheprovider $parallel tests/test_rows*.py -k triton
+step tests 170 tests.txt "$python" -m pytest -q -p no:cacheprovider $parallel tests/test_rows*.py tests/test_paged_attention_triton.py -k triton
 if command -v compute-sanitizer >/dev/null; then
     step sanitizer 60 sanitizer.txt compute-sanitizer --tool memcheck --error-exitcode 9 \
         "$python" -m pytest -q -p no:cacheprovider tests/test_rows.py -k "triton and 1000"
@@ -40,6 +50,4 @@ fi
 step bench 170 bench.txt "$python" -m fastrl.cli bench kernels --out "$out/kernels.json"
 step table 10 kernels.md "$python" bench/table.py "$out/kernels.json"
 step roofline 10 roofline.txt "$python" bench/roofline.py "$out/kernels.json" "$out/roofline.png"
-step sampler 290 sampler.txt "$python" -m fastrl.cli bench sampler --repeats 1 --out "$out/sampler.json"
-step sampler-table 10 sampler.md "$python" bench/table.py "$out/sampler.json"
 exit "$failed"

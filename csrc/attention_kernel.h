@@ -151,9 +151,9 @@ void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, 
                 float* to = keys + (d + NUMBERS * i) * STEP + group;
                 if constexpr (NUMBERS == 1) {
                     store(to, as_floats(block[i]));
-                } else {  // in bf16 the first in the lower half
-                    store(to, as_floats(block[i] << 16));
-                    store(to + STEP, as_floats(block[i] & static_cast<int32_t>(0xffff0000)));
+                } else {
+                    store(to, first_of(block[i]));
+                    store(to + STEP, second_of(block[i]));
                 }
             }
         }

@@ -17,14 +17,14 @@ namespace fastrl {
 
 struct Dense {
     DType dtype;      // fp32 or bf16, of everything but `out`
-    DType out_dtype;  // `dtype`, or fp32
+    DType out_dtype;  // `dtype`, or fp32 without gates and residual
     const void* x;    // [rows, width_in]
     int64_t x_stride;
     const void* norm;  // [width_in], the weight of an RMSNorm of x; null: none
     float eps;
     const void* weight;    // [width_out, width_in], contiguous; gated: gates, then as many others
     const void* bias;      // [width_out], or null
-    const void* residual;  // [rows, width_out], added last; or null; only with out_dtype = dtype
+    const void* residual;  // [rows, width_out], added last; or null
     int64_t residual_stride;
     void* out;  // [rows, width_out]; gated: half as wide, silu(gate) * other
     int64_t out_stride;
@@ -58,7 +58,7 @@ struct DenseFunctions {
     int64_t (*words)(const Dense&);
     void (*pack)(const Dense&, int64_t first_row, int64_t rows, uint32_t* panel);
     // The results [first_row, first_row + rows) x [begin, end) from packed rows, and perhaps some
-    // on either side.
+    // on either side: the same bits that another thread writes there.
     void (*multiply)(const Dense&, const uint32_t* panels, int64_t first_row, int64_t rows,
                      int64_t begin, int64_t end);
 };

@@ -130,9 +130,7 @@ FASTRL_INLINE Ints plus_residual(float, Ints sums, Ints residual) {
     return as_ints(as_floats(residual) + as_floats(sums));
 }
 FASTRL_INLINE Ints plus_residual(BFloat16, Ints sums, Ints residual) {
-    const int32_t high = static_cast<int32_t>(0xffff0000);
-    return pairs_of(as_floats(residual << 16) + as_floats(sums << 16),
-                    as_floats(residual & high) + as_floats(sums & high));
+    return pairs_of(first_of(residual) + first_of(sums), second_of(residual) + second_of(sums));
 }
 
 // The results of a tile from its sums [RESULTS][PANEL]: bias, gate, residual, rounding; of `rows`
@@ -196,9 +194,7 @@ template <int RESULTS, typename T>
 FASTRL_INLINE void finish(const Dense& d, const float (*sums)[PANEL], int64_t row, int64_t rows,
                           int64_t column) {
     const bool wide = d.out_dtype == DType::f32;
-    if (d.gated && wide)
-        finish_as<RESULTS, T, float, true>(d, sums, row, rows, column);
-    else if (d.gated)
+    if (d.gated)  // never wide
         finish_as<RESULTS, T, T, true>(d, sums, row, rows, column);
     else if (wide)
         finish_as<RESULTS, T, float, false>(d, sums, row, rows, column);
@@ -206,18 +202,23 @@ FASTRL_INLINE void finish(const Dense& d, const float (*sums)[PANEL], int64_t ro
         finish_as<RESULTS, T, T, false>(d, sums, row, rows, column);
 }
 
+// Weights that come next, which are asked for while others are multiplied: `ahead` of them, one row
+// in `parts` from the row `part` on, so that memory has as long as all panels of x take.
+struct Next {
+    int64_t ahead, part, parts;
+};
+
 // sums[i] += weight row i times the panel, columns [first, last). Rows of the weight lie `stride`
 // apart behind the address of each group.
 template <int V>
-FASTRL_INLINE void accumulate(const float* const (&groups)[GROUPS], int64_t stride, int64_t ahead,
-                              const uint32_t* panel, int64_t first, int64_t last,
+FASTRL_INLINE void accumulate(const float* const (&groups)[GROUPS], int64_t stride,
+                              const Next& next, const uint32_t* panel, int64_t first, int64_t last,
                               Floats (&sums)[TILE][V]) {
     constexpr int LINE = 16;  // numbers
     for (int64_t begin = first; begin < last; begin += LINE) {
         const int64_t end = std::min(last, begin + LINE);
-#pragma GCC unroll 12
-        for (int i = 0; i < TILE; ++i)
-            __builtin_prefetch(groups[i / GROUP] + ahead + i % GROUP * stride + begin);
+        for (int64_t i = next.part; i < TILE; i += next.parts)
+            __builtin_prefetch(groups[i / GROUP] + next.ahead + i % GROUP * stride + begin);
         for (int64_t k = begin; k < end; ++k) {
             Floats x[V];
 #pragma GCC unroll 3
@@ -235,14 +236,13 @@ FASTRL_INLINE void accumulate(const float* const (&groups)[GROUPS], int64_t stri
 
 template <int V>
 FASTRL_INLINE void accumulate(const BFloat16* const (&groups)[GROUPS], int64_t stride,
-                              int64_t ahead, const uint32_t* panel, int64_t first, int64_t last,
+                              const Next& next, const uint32_t* panel, int64_t first, int64_t last,
                               Floats (&sums)[TILE][V]) {
     constexpr int LINE = 32;  // numbers
     for (int64_t begin = first; begin < last; begin += LINE) {
         const int64_t end = std::min(last, begin + LINE);
-#pragma GCC unroll 12
-        for (int i = 0; i < TILE; ++i)
-            __builtin_prefetch(groups[i / GROUP] + ahead + i % GROUP * stride + begin);
+        for (int64_t i = next.part; i < TILE; i += next.parts)
+            __builtin_prefetch(groups[i / GROUP] + next.ahead + i % GROUP * stride + begin);
         for (int64_t k = begin; k < end; k += 2) {
             constexpr int X = PAIRS ? V : 2 * V;
             const uint32_t* words = panel + (PAIRS ? k / 2 : k) * PANEL;
@@ -261,9 +261,8 @@ FASTRL_INLINE void accumulate(const BFloat16* const (&groups)[GROUPS], int64_t s
                     sums[i][v] = (Floats)_mm512_dpbf16_ps((__m512)sums[i][v], (__m512bh)weights,
                                                           (__m512bh)x[v]);
 #else
-                    const Ints high = weights & static_cast<int32_t>(0xffff0000);
-                    sums[i][v] += as_floats(weights << 16) * as_floats(x[v]);
-                    sums[i][v] += as_floats(high) * as_floats(x[V + v]);
+                    sums[i][v] += first_of(weights) * as_floats(x[v]);
+                    sums[i][v] += second_of(weights) * as_floats(x[V + v]);
 #endif
                 }
             }
@@ -272,13 +271,13 @@ FASTRL_INLINE void accumulate(const BFloat16* const (&groups)[GROUPS], int64_t s
 }
 
 template <int V, typename T>
-void multiply_tile(const Dense& d, const T* const (&groups)[GROUPS], int64_t ahead,
+void multiply_tile(const Dense& d, const T* const (&groups)[GROUPS], const Next& next,
                    const uint32_t* panel, int64_t row, int64_t rows, int64_t column) {
     alignas(64) float stored[TILE][PANEL];
     for (int64_t begin = 0; begin < d.width_in; begin += TERMS) {
         const int64_t end = std::min(d.width_in, begin + TERMS);
         Floats sums[TILE][V] = {};
-        accumulate<V>(groups, d.width_in, ahead, panel, begin, end, sums);
+        accumulate<V>(groups, d.width_in, next, panel, begin, end, sums);
 #pragma GCC unroll 12
         for (int i = 0; i < TILE; ++i)
 #pragma GCC unroll 3
@@ -306,18 +305,17 @@ void multiply(const Dense& d, const uint32_t* panels, int64_t first_row, int64_t
             const int64_t at = i < results ? first + i : width + first + i - results;
             groups[g] = weight + at * d.width_in;
         }
-        const int64_t next = std::min(column + results, width - results) - first;
+        const int64_t ahead = (std::min(column + results, width - results) - first) * d.width_in;
         for (int64_t row = 0; row < rows; row += PANEL) {
             const int64_t count = std::min<int64_t>(PANEL, rows - row);
             const uint32_t* panel = panels + row / PANEL * words;
-            // the rows after the first find the next weights in a cache
-            const int64_t ahead = row == 0 ? next * d.width_in : 0;
+            const Next next{ahead, row / PANEL, (rows + PANEL - 1) / PANEL};
             if (count > 2 * WIDTH)
-                multiply_tile<VECTORS>(d, groups, ahead, panel, first_row + row, count, first);
+                multiply_tile<VECTORS>(d, groups, next, panel, first_row + row, count, first);
             else if (count > WIDTH)
-                multiply_tile<2>(d, groups, ahead, panel, first_row + row, count, first);
+                multiply_tile<2>(d, groups, next, panel, first_row + row, count, first);
             else
-                multiply_tile<1>(d, groups, ahead, panel, first_row + row, count, first);
+                multiply_tile<1>(d, groups, next, panel, first_row + row, count, first);
         }
     }
 }

@@ -31,20 +31,18 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Besides, one row in `parts` of the weights that lie `ahead` is asked for, from the row `part` on.
 template <bool TWO>
-FASTRL_INLINE void multiply_tiles(const BFloat16* first, const BFloat16* second, int64_t ahead,
-                                  int64_t part, int64_t parts, int64_t width, const uint32_t* panel,
-                                  float (*sums)[PANEL]) {
+FASTRL_INLINE void multiply_tiles(const BFloat16* first, const BFloat16* second, const Next& next,
+                                  int64_t width, const uint32_t* panel, float (*sums)[PANEL]) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < width; k += DEPTH) {
         const uint32_t* x = panel + k / 2 * PANEL;
-        for (int64_t i = part; i < SIDE; i += parts) {
-            __builtin_prefetch(first + ahead + i * width + k);
-            __builtin_prefetch(second + ahead + i * width + k);
+        for (int64_t i = next.part; i < SIDE; i += next.parts) {
+            __builtin_prefetch(first + next.ahead + i * width + k);
+            __builtin_prefetch(second + next.ahead + i * width + k);
         }
         _tile_loadd(4, first + k, width * 2);
         _tile_loadd(5, second + k, width * 2);
@@ -77,7 +75,6 @@ void multiply_in_tiles(const Dense& d, const uint32_t* panels, int64_t first_row
     const int64_t words = words_of<BFloat16>(d) * PANEL;
     const BFloat16* weight = static_cast<const BFloat16*>(d.weight);
     alignas(64) float sums[RESULTS][PANEL];
-    const int64_t parts = (rows + PANEL - 1) / PANEL;  // memory has as long as all panels take
     for (int64_t column = begin; column < end; column += results) {
         const int64_t at = std::min(column, width - results);
         const BFloat16* first = weight + at * d.width_in;
@@ -86,11 +83,11 @@ void multiply_in_tiles(const Dense& d, const uint32_t* panels, int64_t first_row
         for (int64_t row = 0; row < rows; row += PANEL) {
             const int64_t count = std::min<int64_t>(PANEL, rows - row);
             const uint32_t* panel = panels + row / PANEL * words;
-            const int64_t part = row / PANEL;
+            const Next next{ahead, row / PANEL, (rows + PANEL - 1) / PANEL};
             if (count > SIDE)
-                multiply_tiles<true>(first, second, ahead, part, parts, d.width_in, panel, sums);
+                multiply_tiles<true>(first, second, next, d.width_in, panel, sums);
             else
-                multiply_tiles<false>(first, second, ahead, part, parts, d.width_in, panel, sums);
+                multiply_tiles<false>(first, second, next, d.width_in, panel, sums);
             finish<RESULTS, BFloat16>(d, sums, first_row + row, count, at);
         }
     }

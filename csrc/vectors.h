@@ -90,7 +90,8 @@ FASTRL_INLINE void store(float* target, Floats values) {
 // instruction takes subnormal numbers for 0.
 FASTRL_INLINE Ints round_bf16(Floats values) {
 #if defined(FASTRL_DOT_BF16)
-    return (Ints)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)values)) << 16;
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)values);
+    return (Ints)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
 #else
     const Words bits = (Words)as_ints(values);
     const Ints rounded = (Ints)(bits + 0x7fff + ((bits >> 16) & 1)), number = values == values;
@@ -138,6 +139,12 @@ struct Lanes {
         }
     }
 };
+
+// Pairs of numbers in bf16 a word: the first, in the lower half, and the second.
+FASTRL_INLINE Floats first_of(Ints pairs) { return as_floats((Ints)((Words)pairs << 16)); }
+FASTRL_INLINE Floats second_of(Ints pairs) {
+    return as_floats(pairs & static_cast<int32_t>(0xffff0000));
+}
 
 // rows[i][j] and rows[j][i] change places.
 template <int STEP = 1>

@@ -29,11 +29,15 @@ def _loss() -> str:
     return f"{name('cpu')} on the CPU, {name('cuda')} on a GPU, torch (the definition) for fp64"
 
 
-def _sampling(device: str) -> str:
-    """Who computes attention over the paged cache on a device."""
+def _sampling() -> str:
+    """Who computes attention over the paged cache here, in bfloat16."""
     from fastrl.sampler.attention import choose
 
-    return str(choose(torch.device(device), torch.bfloat16))
+    def name(device: str) -> str:
+        return str(choose(torch.device(device), torch.bfloat16, 128))
+
+    on_gpu = f", {name('cuda')} on the GPU" if torch.cuda.is_available() else ""
+    return f"{name('cpu')} on the CPU{on_gpu}"
 
 
 def report() -> list[tuple[str, str]]:
@@ -60,7 +64,7 @@ def report() -> list[tuple[str, str]]:
         ("GPU", gpu),
         ("loss", _loss()),
         ("attention", "training: torch's scaled_dot_product_attention over packed sequences"),
-        ("", f"sampling: {_sampling('cpu')} on the CPU, {_sampling('cuda')} on a GPU in bfloat16"),
+        ("", f"sampling: {_sampling()}"),
         (
             "extension",
             (

@@ -41,15 +41,16 @@ def dense(
     dtype: torch.dtype | None = None,
     backend: str = "torch",
 ) -> Tensor:
-    """residual + norm(x) weight^T + bias: [N, O], of `dtype` (x's where None; then no residual).
+    """residual + norm(x) weight^T + bias: [N, O], of `dtype` (x's where None).
 
     `norm_D`: the weight of an RMSNorm of x (Zhang and Sennrich 2019), which rounds once, after it.
     `gated`: the weight holds O / 2 gates, then as many others: silu(gate) * other, [N, O / 2]
     (Shazeer 2020). `backend`: "torch", with gradients; "cpu", without, where `fits_cpu`. Both round
-    to x's dtype after the norm, the product, silu, and at the end; with another `dtype` the product
-    is not rounded.
+    to x's dtype after the norm, the product, silu, and at the end. With another `dtype` the product
+    is not rounded, and has neither gates nor a residual. The sampler calls it for the head; the
+    layers' products are the same kernel within `csrc/layer.h`.
     """
-    assert residual_NO is None or dtype in (None, x_ND.dtype)
+    assert dtype in (None, x_ND.dtype) or not (gated or residual_NO is not None)
     if backend == "cpu":
         return _native(x_ND, weight_OD, bias_O, norm_D, eps, residual_NO, gated, dtype)
     if norm_D is not None:

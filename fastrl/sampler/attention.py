@@ -37,12 +37,12 @@ class Backends:
         return self.decode if same else f"{self.decode} (decode), {self.prefill} (prefill)"
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Backends:
-    """The first backends that run on a device for a cache of a dtype."""
+def choose(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backends:
+    """The first backends that run on a device for a cache of a dtype and a head dimension."""
     if native.runs(device, dtype):
         return Backends("cpu", "cpu")
     if device.type == "cuda" and HAS_TRITON and dtype in TRITON_DTYPES:
-        return Backends("triton", varlen.first(dtype) or "triton")
+        return Backends("triton", varlen.first(device, dtype, head_dim) or "triton")
     return Backends("torch", "torch")
 
 
@@ -50,10 +50,11 @@ class PagedAttention:
     """The attention context of one forward: writes the rows' keys and values, reads the cache.
 
     `tables` int32 [S, B], block numbers; `row_table` int32 [N]: each row's table; `positions` int64
-    [N]: each row's position there, -1 for a row that pads a batch: its table names a block that
-    nobody reads. Slots past a row's position are never read. `backends`: None takes `choose`'s;
-    `layers`: what `native` computes as a whole; `chunk_rows`: how many rows of one table
-    lie side by side, chunk by chunk, where a backend of `varlen` is to compute those of several.
+    [N]: each row's position there, -1 for a row that pads a batch (not on "cpu"): its table names a
+    block that nobody reads. Slots past a row's position are never read. `backends`: None takes
+    those of `choose`;
+    `layers`: what `native` computes as a whole; `chunk_rows`: how many rows of one table lie side
+    by side, chunk by chunk, where a backend of `varlen` is to compute those of several.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PagedAttention:
     ) -> None:
         self.cache, self.layers = cache, layers
         self.tables, self.row_table, self.positions = tables, row_table, positions
-        self.backends = backends or choose(cache.k[0].device, cache.k[0].dtype)
+        self.backends = backends or choose(cache.device, cache.k[0].dtype, cache.k[0].shape[3])
         self.context = (positions + 1).to(torch.int32)
         self.threads = torch.get_num_threads()
         self.chunks: varlen.Chunks | None = None
@@ -131,7 +132,8 @@ class PagedAttention:
     def _definition(
         self, q_NHh: Tensor, row_table: Tensor, context: Tensor, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
-        positions_L = torch.arange(self.tables.shape[1] * self.cache.block_size).to(q_NHh.device)
+        longest = self.tables.shape[1] * self.cache.block_size
+        positions_L = torch.arange(longest, device=q_NHh.device)
         seen_NL = positions_L < context[:, None]
         # a row reads nothing it does not see: block 0 is reserved, and zero
         slots_NL = torch.where(seen_NL, self.slots(row_table.long()[:, None], positions_L), 0)

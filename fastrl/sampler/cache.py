@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -38,6 +39,10 @@ class PagedCache:
             and self.block_size == block_size
         )
 
+    def on_device(self) -> AbstractContextManager[object]:
+        """Within it the cache's device is the current one, as Triton's kernels and graphs need."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def forget(self, blocks: list[int]) -> None:
         """With `poison`, fill blocks that nobody owns with NaN: reading one shows."""
         if self.poison:
@@ -47,6 +52,6 @@ class PagedCache:
     def copy(self, pairs: Seq[tuple[int, int]]) -> None:
         """Copy whole blocks, as (from, to)."""
         if pairs:
-            source, target = (torch.tensor(side) for side in zip(*pairs, strict=True))
+            source, target = torch.tensor(pairs).to(self.device).unbind(1)
             for cache in (*self.k, *self.v):
                 cache[target] = cache[source]

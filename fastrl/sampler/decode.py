@@ -9,6 +9,7 @@ Legend: R: rows (sequences), W: blocks of a table.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ from fastrl.sampler.attention import Backends, PagedAttention
 from fastrl.sampler.cache import PagedCache
 
 SIZES = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 32))  # rows of graphs
+CAPTURED_AT = (
+    3  # uses: capturing takes two steps, which a size that soon passes would not give back
+)
 RESPONSE_BITS = 12  # of a counter's c0, below the position (`philox`)
 
 
@@ -59,7 +63,7 @@ class DecodeSteps:
         self.backends = backends
         self.layers: native.Layers | None = None
         self.device = cache.k[0].device
-        self.captures = self.device.type == "cuda"
+        self.captures = self.device.type == "cuda" and backends.decode == "triton"
         self.lag = 1 if self.captures else 0  # steps begun before the results of one are read
         self.seconds_capture = 0.0
         self.rows = 0
@@ -73,17 +77,24 @@ class DecodeSteps:
         self.constants: tuple[tuple[str, float], ...] = ()
         self.key = (0, 0)
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.uses: Counter[tuple] = Counter()
+        self.addresses = _addresses(model)
+        # one for all captures: libraries keep a workspace for every stream
+        self.stream = torch.cuda.Stream(self.device) if self.captures else None
         self.pool: Any = None
         self.hosts: list[Tensor] = []
 
     def fit(self, model: Decoder, num_blocks: int, block_size: int, longest: int) -> bool:
         """Whether the cache and the tables hold sequences up to `longest` tokens of this model."""
+        same = self.model is model and self.addresses == _addresses(model)
         enough = self.width * block_size >= longest
-        return self.model is model and enough and self.cache.fits(model, num_blocks, block_size)
+        return same and enough and self.cache.fits(model, num_blocks, block_size)
 
     def _size(self, rows: int) -> int:
         """The rows that a step of `rows` computes."""
-        return next((s for s in SIZES if s >= rows), rows) if self.captures else rows
+        if not self.captures:
+            return rows
+        return next((s for s in SIZES if s >= rows), -(-rows // SIZES[-1]) * SIZES[-1])
 
     def begin(
         self,
@@ -98,6 +109,9 @@ class DecodeSteps:
 
         `settings`: temperature, top_k, top_p and min_p, all numbers, or all a tensor [R].
         """
+        if key != self.key:  # a graph holds its key: those of another are of no more use
+            self.graphs.clear()
+            self.uses.clear()
         self.rows, self.key = len(tokens), key
         size = self._size(self.rows)
         padded = np.full((size - self.rows, tables.shape[1]), self.cache.unread_block, np.int32)
@@ -119,24 +133,40 @@ class DecodeSteps:
             for name, values in settings.items():
                 self.settings[name][: self.rows].copy_(values)
 
+    def take_seconds_capture(self) -> float:
+        """Seconds that captures took since the last time this was asked."""
+        seconds, self.seconds_capture = self.seconds_capture, 0.0
+        return seconds
+
     def launch(self) -> Sampled:
         """Start the next step, whose inputs are what the last one sampled."""
         if not self.captures:
             return Sampled(self._step(self.rows), None)
-        graph, results_3R = self._graph(self._size(self.rows))
-        graph.replay()
+        with self.cache.on_device():
+            return self._launch()
+
+    def _launch(self) -> Sampled:
+        size = self._size(self.rows)
+        which = (size, self.constants)
+        self.uses[which] += 1
+        if which not in self.graphs and self.uses[which] < CAPTURED_AT:
+            results_3R = self._step(size)
+        else:
+            graph, results_3R = self._graph(which)
+            graph.replay()
         # two copies on the host: one is read while the other is written
         if not self.hosts:
-            shape = (3, self.max_rows)
             self.hosts = [
-                torch.empty(shape, dtype=torch.float64, pin_memory=True) for _ in range(2)
+                torch.empty(3 * self.max_rows, dtype=torch.float64, pin_memory=True)
+                for _ in range(2)
             ]
         self.hosts.reverse()
-        host_3R = self.hosts[0][:, : self.rows]
-        host_3R.copy_(results_3R[:, : self.rows], non_blocking=True)
+        # whole and contiguous, or the copy would wait for the GPU
+        host_3R = self.hosts[0][: 3 * size].view(3, size)
+        host_3R.copy_(results_3R, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-        return Sampled(host_3R, copied)
+        return Sampled(host_3R[:, : self.rows], copied)
 
     def _step(self, size: int) -> Tensor:
         """One forward, a token of each row, and the inputs of the step after: [3, size]."""
@@ -147,10 +177,11 @@ class DecodeSteps:
             backends=self.backends, layers=self.layers,
         )  # fmt: skip
         hidden_RD = self.model(tokens_R, positions_R.clamp(min=0), context)
-        found = ops.sample(
-            head_logits(self.model, hidden_RD), counters_R4, self.key,
-            **(dict(self.constants) or {k: v[:size] for k, v in self.settings.items()}),
-        )  # fmt: skip
+        settings: dict[str, Any] = dict(self.constants)
+        if not settings:
+            settings = {name: values[:size] for name, values in self.settings.items()}
+        logits_RV = head_logits(self.model, hidden_RD)
+        found = ops.sample(logits_RV, counters_R4, self.key, **settings)
         results_3R = torch.stack(
             [x.double() for x in (found.tokens, found.logprobs, found.log_kept_mass)]
         )
@@ -159,29 +190,33 @@ class DecodeSteps:
         counters_R4[:, 0].add_(1 << RESPONSE_BITS)
         return results_3R
 
-    def _graph(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The graph of `size` rows with the key and the settings of now, and its results."""
-        which = (size, self.key, self.constants)
+    def _graph(self, which: tuple) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The graph of a number of rows and the settings of now, and its results."""
         if which not in self.graphs:
             started = time.perf_counter()
             state = (self.tokens_R, self.positions_R, self.counters_R4)
             before = [x.clone() for x in state]
             # once outside: kernels are compiled, libraries take their workspaces
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._step(size)
-            torch.cuda.current_stream().wait_stream(stream)
+            assert self.stream is not None
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self._step(which[0])
+            torch.cuda.current_stream().wait_stream(self.stream)
+            for x, value in zip(state, before, strict=True):
+                x.copy_(value)
             if self.pool is None:
                 self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                results_3R = self._step(size)
-            for x, value in zip(state, before, strict=True):
-                x.copy_(value)
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                results_3R = self._step(which[0])
             self.graphs[which] = graph, results_3R
             self.seconds_capture += time.perf_counter() - started
         return self.graphs[which]
+
+
+def _addresses(model: Decoder) -> tuple[int, ...]:
+    """Where the parameters are, which a graph holds."""
+    return tuple(p.data_ptr() for p in model.parameters())
 
 
 def head_logits(model: Decoder, hidden_RD: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from fastrl.sampler import memory, native
 from fastrl.sampler.attention import choose
 from fastrl.sampler.blocks import BlockPool
 from fastrl.sampler.cache import PagedCache
+from fastrl.sampler.call import Call, Event, Progress, SamplerStats
 from fastrl.sampler.decode import DecodeSteps, Sampled
 from fastrl.sampler.philox import PromptKey, check_range, counters, make_key
 from fastrl.sampler.request import check_known, groups_of
@@ -32,71 +32,6 @@ from fastrl.tokenizer import Tokenizer
 from fastrl.types import Completion
 
 DECODE_STEPS = 16  # without a look at what waits: a block of cache taken ahead
-
-
-@dataclass(frozen=True)
-class Event:
-    """A response that is finished."""
-
-    prompt: int  # index in the call
-    response: int  # index in its group
-    completion: Completion
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a call is after a forward."""
-
-    new_tokens: tuple[tuple[int, int, int], ...]  # (prompt, response, token id) of this forward
-    finished: int  # responses so far
-    responses: int  # of the whole call
-    generated_tokens: int  # so far
-    seconds: float  # so far
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens a second so far."""
-        return self.generated_tokens / self.seconds
-
-
-@dataclass
-class SamplerStats:
-    """What the last call did."""
-
-    rows_computed: int = 0  # = prompt tokens + generated tokens less one a response + recomputed
-    recomputed_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    forwards: int = 0
-    discarded_rows: int = 0  # begun on a GPU before it was known that their response had finished
-    seconds_capture: float = 0.0  # of CUDA graphs, since the cache was taken
-    seconds: float = 0.0
-
-
-@dataclass(eq=False)
-class _Call:
-    """The state of a call; what the last forward brought is in `sampled` and `events`."""
-
-    groups: list[Group]
-    scheduler: Scheduler
-    runner: Runner
-    key: tuple[int, int]
-    step: int
-    started: float
-    stats: SamplerStats
-    sampled: list[Sequence] = field(default_factory=list)  # have a token more
-    events: list[Event] = field(default_factory=list)
-    finished: int = 0  # responses
-
-    def progress(self) -> Progress:
-        """What `on_progress` is told."""
-        return Progress(
-            tuple((s.group.index, s.response, s.token_ids[-1]) for s in self.sampled),
-            self.finished,
-            sum(g.params.n for g in self.groups),
-            self.stats.generated_tokens,
-            time.perf_counter() - self.started,
-        )
 
 
 class Sampler:
@@ -140,6 +75,7 @@ class Sampler:
         self.poison = poison_free_blocks
         self.stats = SamplerStats()
         self._steps: DecodeSteps | None = None  # with the cache
+        self._room = memory.Room(model, block_size, max_batch_tokens)
 
     def generate(
         self,
@@ -200,11 +136,12 @@ class Sampler:
     def describe(self) -> str:
         """How this model is sampled here, in words."""
         weight = self.model.head_weight
+        backends = choose(weight.device, weight.dtype, self.model.config.head_dim)
         dtype = str(weight.dtype).removeprefix("torch.")
-        words = f"sampling in {dtype}, attention: {choose(weight.device, weight.dtype)}"
-        if weight.device.type == "cuda":
+        words = f"sampling in {dtype}, attention: {backends}"
+        if backends.decode == "triton":
             return f"{words}, decode steps as CUDA graphs"
-        if not native.runs(weight.device, weight.dtype):
+        if backends.decode != "cpu" or native.layers_of(self.model) is None:
             return words
         which = native.instruction_set()
         words += f", layers in C++ ({which})"
@@ -221,7 +158,7 @@ class Sampler:
 
     def _forwards(
         self, groups: list[Group], key: tuple[int, int], step: int
-    ) -> Generator[_Call, None, None]:
+    ) -> Generator[Call, None, None]:
         """The state of the call after each of its forwards: THE loop of the sampler."""
         self.stats = SamplerStats()
         if not groups:
@@ -257,22 +194,20 @@ class Sampler:
         seed = groups[0].params.seed if groups else None
         return groups, make_key(secrets.randbits(56) if seed is None else seed, stream)
 
-    def _begin(self, groups: list[Group], key: tuple[int, int], step: int) -> _Call:
+    def _begin(self, groups: list[Group], key: tuple[int, int], step: int) -> Call:
         started = time.perf_counter()
         longest = max(len(g.prompt) + g.params.max_tokens for g in groups)
         # prompts of the groups that run at once, their responses, and a tail block for each
         running = min(self.max_running, sum(g.params.n for g in groups))
         needed = (running + 1) * (-(-longest // self.block_size) + 1)
-        num_blocks = self.num_blocks or needed
+        least = -(-longest // self.block_size)
+        most_logits = max(running, *(g.params.n for g in groups))
         # taken away until the call ends: one that begins meanwhile makes its own
         steps, self._steps = self._steps, None
-        if steps is None or not steps.fit(self.model, num_blocks, self.block_size, longest):
+        wanted = self.num_blocks or self._room.limit(needed, least)
+        if steps is None or not steps.fit(self.model, wanted, self.block_size, longest):
             steps = None  # its memory first
-            if self.num_blocks is None:
-                num_blocks = memory.num_blocks(
-                    self.model, needed, -(-longest // self.block_size), self.block_size,
-                    self.max_batch_tokens, self.max_running,
-                )  # fmt: skip
+            num_blocks = self.num_blocks or self._room.num_blocks(needed, least, most_logits)
             cache = PagedCache(self.model, num_blocks, self.block_size, self.poison)
             steps = make_steps(self.model, cache, self.max_running, longest)
         cache = steps.cache
@@ -285,7 +220,7 @@ class Sampler:
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
         )
-        return _Call(
+        return Call(
             groups=groups,
             scheduler=scheduler,
             runner=Runner(self.model, steps, self.max_running, longest),
@@ -295,7 +230,7 @@ class Sampler:
             stats=self.stats,
         )
 
-    def _end(self, call: _Call) -> None:
+    def _end(self, call: Call) -> None:
         """Free every block; what was sampled so far is kept as it is."""
         scheduler = call.scheduler
         for sequence in (*scheduler.running, *scheduler.preempted):
@@ -309,12 +244,12 @@ class Sampler:
         call.stats.rows_computed = call.runner.rows
         call.stats.recomputed_tokens = call.runner.recomputed
         call.stats.preemptions = scheduler.preemptions
-        call.stats.seconds_capture = call.runner.steps.seconds_capture
+        call.stats.seconds_capture = call.runner.steps.take_seconds_capture()
         call.stats.seconds = time.perf_counter() - call.started
         self._steps = call.runner.steps
 
     @torch.no_grad()
-    def _advance(self, call: _Call, chunks: list[Chunk]) -> None:
+    def _advance(self, call: Call, chunks: list[Chunk]) -> None:
         """One forward, and a token for every sequence that it completes."""
         call.sampled, call.events = [], []
         logits_RV = call.runner.forward(chunks)
@@ -348,7 +283,7 @@ class Sampler:
         self._leave(call, sequences, finished)
 
     @torch.no_grad()
-    def _decode(self, call: _Call, sequences: list[Sequence]) -> Generator[_Call, None, None]:
+    def _decode(self, call: Call, sequences: list[Sequence]) -> Generator[Call, None, None]:
         """Steps of one row each, until a sequence finishes or DECODE_STEPS of them are done."""
         scheduler, steps = call.scheduler, call.runner.steps
         left = min(s.group.params.max_tokens - len(s.token_ids) for s in sequences)
@@ -358,32 +293,36 @@ class Sampler:
             sequences, _counters(sequences, call.step), call.key,
             _settings(params, call.runner.cache.device), max(len(s.blocks) for s in sequences),
         )  # fmt: skip
-        started: deque[Sampled] = deque()
+        started: deque[Sampled] = deque()  # steps whose results were not read yet
         running = sequences
-        for done in range(count + steps.lag):
-            if done < count and len(running) == len(sequences):
+        try:
+            for done in range(count + steps.lag):
+                if done < count and len(running) == len(sequences):
+                    started.append(steps.launch())
+                    call.stats.forwards += 1
+                    call.runner.count_step(sequences)
+                if done < steps.lag or not started:
+                    continue
+                # what follows is the host's work on a step, while the GPU is at the next
+                columns = started.popleft().wait()
+                if len(running) < len(sequences):  # begun before it was known who had finished
+                    kept = {id(s) for s in running}
+                    columns = [
+                        [x for x, s in zip(c, sequences, strict=True) if id(s) in kept]
+                        for c in columns
+                    ]
+                    call.stats.discarded_rows += len(sequences) - len(running)
                 call.sampled, call.events = [], []
-                started.append(steps.launch())
-                call.stats.forwards += 1
-                call.runner.count_step(sequences)
-            if done < steps.lag or not started:
-                continue
-            # what follows is the host's work on a step, while the GPU is at the next
-            columns = started.popleft().wait()
-            if len(running) < len(sequences):  # begun before it was known who had finished
-                kept = {id(s) for s in running}
-                columns = [
-                    [x for x, s in zip(c, sequences, strict=True) if id(s) in kept] for c in columns
-                ]
-                call.stats.discarded_rows += len(sequences) - len(running)
-            finished = self._append(call, running, columns)
-            self._leave(call, running, finished)
-            running = [s for s in running if id(s) not in finished]
-            yield call
+                finished = self._append(call, running, columns)
+                self._leave(call, running, finished)
+                running = [s for s in running if id(s) not in finished]
+                yield call
+        finally:  # begun, and nobody waits for them
+            call.stats.discarded_rows += len(sequences) * len(started)
         scheduler.trim(running)
 
     def _sample(
-        self, call: _Call, logits_RV: torch.Tensor, sequences: list[Sequence]
+        self, call: Call, logits_RV: torch.Tensor, sequences: list[Sequence]
     ) -> dict[int, tuple[str, int | str | None]]:
         """Append a token to every sequence; the reasons of those that it finishes, by id()."""
         device = logits_RV.device
@@ -395,7 +334,7 @@ class Sampler:
         return self._append(call, sequences, columns)
 
     def _append(
-        self, call: _Call, sequences: list[Sequence], columns: Seq[Seq[Any]]
+        self, call: Call, sequences: list[Sequence], columns: Seq[Seq[Any]]
     ) -> dict[int, tuple[str, int | str | None]]:
         """As `_sample`, from tokens, log-probs and logs of the kept mass."""
         finished: dict[int, tuple[str, int | str | None]] = {}
@@ -421,7 +360,7 @@ class Sampler:
 
     def _leave(
         self,
-        call: _Call,
+        call: Call,
         sequences: list[Sequence],
         finished: dict[int, tuple[str, int | str | None]],
     ) -> None:
@@ -440,7 +379,7 @@ class Sampler:
 
     def _fork(
         self,
-        call: _Call,
+        call: Call,
         parent: Sequence,
         children: list[Sequence],
         copies: list[tuple[int, int]],
@@ -460,7 +399,7 @@ class Sampler:
         scheduler.take_over(parent, children[0])
 
     def _finish(
-        self, call: _Call, sequence: Sequence, reason: str, stop_reason: int | str | None
+        self, call: Call, sequence: Sequence, reason: str, stop_reason: int | str | None
     ) -> None:
         completion = sequence.completion(reason, stop_reason)
         group, response = sequence.group, sequence.response
@@ -484,7 +423,7 @@ def _counters(sequences: Seq[Sequence], step: int) -> np.ndarray:
 def _settings(params: Seq[SamplingParams], device: torch.device) -> dict[str, Any]:
     """What `ops.sample` takes of the params of rows: a number, or one a row."""
     names = ("temperature", "top_k", "top_p", "min_p")
-    if all(p is params[0] for p in params):
+    if len({tuple(getattr(p, name) for name in names) for p in params}) == 1:
         return {name: getattr(params[0], name) for name in names}
     # fp64, as the numbers are: a row does not depend on whether its neighbours have others
     found = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrl.attention import Rotary
-from fastrl.model import Decoder
+from fastrl.model import Decoder, DecoderConfig, DecoderLayer
 from fastrl.ops.dense import fits_cpu
 
 try:
@@ -42,48 +42,44 @@ def instruction_set() -> str:
 
 
 def layers_of(model: Decoder) -> Layers | None:
-    """The addresses of every layer's parameters; None where one of them does not fit.
+    """The addresses of every layer's parameters; None where one of them does not fit the kernels.
 
     They hold as long as the parameters stay where they are: take them anew for every call.
     """
+    layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
     weights = [
         (module.weight, module is layer.gate_up)
-        for layer in model.layers
+        for layer in layers
         for module in (layer.qkv, layer.o, layer.gate_up, layer.down)
     ]
+    alike = all(
+        p.dtype == weights[0][0].dtype and p.is_contiguous()
+        for layer in layers
+        for p in layer.parameters()
+    )
+    if len(layers) < len(model.layers) or not alike:
+        return None
     if not all(fits_cpu(weight, gated) for weight, gated in weights):
         return None
+    return [_addresses(layer, model.config) for layer in layers]
+
+
+def _addresses(layer: DecoderLayer, config: DecoderConfig) -> LayerWeights:
     assert _C is not None
-    config = model.config
-    return [
-        _C.LayerWeights(
-            DTYPES[layer.qkv.weight.dtype],
-            config.hidden_size,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            config.intermediate_size,
-            config.eps,
-            *(
-                0 if x is None else address(x)
-                for x in (
-                    layer.attention_norm.weight,
-                    layer.qkv.weight,
-                    layer.qkv.bias,
-                    layer.q_norm and layer.q_norm.weight,
-                    layer.k_norm and layer.k_norm.weight,
-                    layer.o.weight,
-                    layer.o.bias,
-                    layer.mlp_norm.weight,
-                    layer.gate_up.weight,
-                    layer.gate_up.bias,
-                    layer.down.weight,
-                    layer.down.bias,
-                )
-            ),
-        )  # fmt: skip
-        for layer in model.layers
-    ]
+    sizes = (
+        config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim,
+        config.intermediate_size,
+    )  # fmt: skip
+    q_norm, k_norm = (
+        None if norm is None else norm.weight for norm in (layer.q_norm, layer.k_norm)
+    )
+    tensors = (
+        layer.attention_norm.weight, layer.qkv.weight, layer.qkv.bias, q_norm, k_norm,
+        layer.o.weight, layer.o.bias, layer.mlp_norm.weight, layer.gate_up.weight,
+        layer.gate_up.bias, layer.down.weight, layer.down.bias,
+    )  # fmt: skip
+    dtype = DTYPES[layer.qkv.weight.dtype]
+    return _C.LayerWeights(dtype, *sizes, config.eps, *(address(x) for x in tensors))
 
 
 def layer(
@@ -97,7 +93,7 @@ def layer(
     _C.layer(
         weights, address(hidden_ND), address(out_ND), *_rotation(rotary), address(k_cache),
         address(v_cache), *_rows(context), len(hidden_ND), context.cache.block_size,
-        k_cache.shape[3] ** -0.5, torch.get_num_threads(),
+        k_cache.shape[3] ** -0.5, context.threads,
     )  # fmt: skip
     return out_ND
 

@@ -52,13 +52,14 @@ class Runner:
         tables_SB, slots_N, positions_N = (
             torch.from_numpy(x).to(device) for x in (self.tables, slots, positions)
         )
-        context = PagedAttention(
-            self.cache, tables_SB, slots_N, positions_N,
-            backends=self.steps.backends, layers=self.steps.layers, chunk_rows=counts,
-        )  # fmt: skip
-        hidden_ND = self.model(torch.tensor(tokens, device=device), positions_N, context)
-        hidden_RD = hidden_ND[torch.tensor(asked, dtype=torch.int64, device=device)]
-        return head_logits(self.model, hidden_RD)
+        with self.cache.on_device():
+            context = PagedAttention(
+                self.cache, tables_SB, slots_N, positions_N,
+                backends=self.steps.backends, layers=self.steps.layers, chunk_rows=counts,
+            )  # fmt: skip
+            hidden_ND = self.model(torch.tensor(tokens, device=device), positions_N, context)
+            hidden_RD = hidden_ND[torch.tensor(asked, dtype=torch.int64, device=device)]
+            return head_logits(self.model, hidden_RD)
 
     def begin_steps(
         self,
@@ -106,6 +107,6 @@ class Runner:
 
 def make_steps(model: Decoder, cache: PagedCache, max_rows: int, longest: int) -> DecodeSteps:
     """The steps over a cache, of sequences up to `longest` tokens, on what runs here."""
-    backends = choose(cache.device, cache.k[0].dtype)
+    backends = choose(cache.device, cache.k[0].dtype, model.config.head_dim)
     width = -(-longest // cache.block_size)
     return DecodeSteps(model, cache, backends, max_rows=max_rows, width=width)

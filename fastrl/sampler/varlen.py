@@ -1,8 +1,9 @@
 """Attention of chunks of several rows by kernels for variable lengths: flash-attn's, or torch's.
 
 They take keys and values end to end: those that a chunk sees are gathered from the cache first,
-once for all its rows (flash-attn 2 reads a paged cache in pages of 256 tokens only, too large to share a
-prompt of fewer). Rows see their own position and those before it: a chunk's last row sees all.
+once for all its rows (flash-attn 2 reads a paged cache in pages of 256 tokens only, too large to
+share a prompt of fewer). Rows see their own position and those before it: the last row of a chunk
+sees all.
 
 Legend: M: rows of such chunks, L: positions that they see, chunk after chunk, H: query heads, K:
 key/value heads, h: head dimension.
@@ -81,10 +82,15 @@ FUNCTIONS: dict[str, Callable[[], Function | None]] = {
 }
 
 
-def first(dtype: torch.dtype) -> str | None:
-    """The first of the functions that is installed; they take halves alone."""
-    installed = (name for name, function in FUNCTIONS.items() if function() is not None)
-    return next(installed, None) if dtype in HALVES else None
+def first(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """The first of the functions that is installed and takes this; they are FlashAttention's.
+
+    Halves, head dimensions up to 256 in steps of 8, a GPU of compute capability 8.0 on.
+    """
+    fits = dtype in HALVES and head_dim % 8 == 0 and head_dim <= 256
+    if not fits or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return next((name for name, function in FUNCTIONS.items() if function() is not None), None)
 
 
 @dataclass(frozen=True)
