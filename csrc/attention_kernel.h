@@ -16,9 +16,9 @@
 
 namespace fastrl::FASTRL_ISA {
 
-constexpr int STEP = 16;             // positions at a time
-constexpr int PARTS = STEP / WIDTH;  // vectors of them
-constexpr int QUERIES = 4;           // that share a load of keys or values
+constexpr int STEP = 16;                      // positions at a time
+constexpr int PARTS = STEP / WIDTH;           // vectors of them
+constexpr int QUERIES = WIDTH == 16 ? 8 : 4;  // that share a load of keys or values
 
 // A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
 // there is one (Su et al. 2021; halves as in GPT-NeoX).
@@ -198,7 +198,7 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
 #pragma GCC unroll 4
             for (int lane = 0; lane < PARTS; ++lane) {
                 const Floats keys = load(seen.keys + (d + odd) * STEP + lane * WIDTH);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int i = 0; i < N; ++i)
                     scores[odd][i][lane] += splat(q[i * seen.dim + d + odd]) * keys;
             }
@@ -211,7 +211,7 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
 
     alignas(64) float weights[N][STEP];
     int64_t common = STEP;  // positions that all of them see
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
         const Floats limit = splat(static_cast<float>(counts[i]));
         Floats s[PARTS], top = splat(-std::numeric_limits<float>::infinity());
@@ -247,7 +247,7 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
         const bool two = k + WIDTH < seen.padded;
         const int64_t other = two ? WIDTH : 0;
         Floats sums[N][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < N; ++i) {
             const float* from = seen.sums + (first + i) * seen.padded + k;
             sums[i][0] = load(from);
@@ -255,7 +255,7 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
         }
         for (int64_t t = 0; t < common; ++t) {
             const Floats low = load(values[t] + k), high = load(values[t] + k + other);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int i = 0; i < N; ++i) {
                 const Floats weight = splat(weights[i][t]);
                 sums[i][0] += weight * low;
@@ -263,14 +263,14 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
             }
         }
         // not with a weight of 0: what another query alone sees may be infinite
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < N; ++i)
             for (int64_t t = common; t < counts[i]; ++t) {
                 const Floats weight = splat(weights[i][t]);
                 sums[i][0] += weight * load(values[t] + k);
                 sums[i][1] += weight * load(values[t] + k + other);
             }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < N; ++i) {
             float* to = seen.sums + (first + i) * seen.padded + k;
             store(to, sums[i][0]);
@@ -294,6 +294,15 @@ FASTRL_INLINE void prefetch(const PagedAttention& a, const Places& places, int64
     }
 }
 
+// `see` of `count` queries, N at most.
+template <int N, typename V>
+FASTRL_INLINE void see_some(Seen& seen, int64_t count, int64_t first,
+                            const int64_t (&counts)[QUERIES], const Floats (&lanes)[PARTS],
+                            const V* const (&values)[STEP]) {
+    if (count == N) return see<N>(seen, first, counts, lanes, values);
+    if constexpr (N > 1) see_some<N - 1>(seen, count, first, counts, lanes, values);
+}
+
 // The queries [first, last) of a head, of which query i sees visible(i) positions of a step.
 template <typename V, typename Visible>
 FASTRL_INLINE void see_all(Seen& seen, int64_t head, int64_t first, int64_t last,
@@ -303,12 +312,7 @@ FASTRL_INLINE void see_all(Seen& seen, int64_t head, int64_t first, int64_t last
         const int64_t left = std::min<int64_t>(QUERIES, last - query), at = head + query;
         int64_t counts[QUERIES] = {};
         for (int64_t i = 0; i < left; ++i) counts[i] = visible(query + i);
-        switch (left) {
-            case 1: see<1>(seen, at, counts, lanes, values); break;
-            case 2: see<2>(seen, at, counts, lanes, values); break;
-            case 3: see<3>(seen, at, counts, lanes, values); break;
-            default: see<4>(seen, at, counts, lanes, values); break;
-        }
+        see_some<QUERIES>(seen, left, at, counts, lanes, values);
     }
 }
 
@@ -373,8 +377,7 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
             const auto sees = [&](int64_t query) { return visible(query / group); };
             const int64_t begin = row * group, end = next * group;
             // many queries find the values as they need them; few take them as they are
-            const bool as_they_are =
-                a.dim % WIDTH == 0 && (sizeof(T) == 4 || end - begin <= 2 * QUERIES);
+            const bool as_they_are = a.dim % WIDTH == 0 && (sizeof(T) == 4 || end - begin <= 8);
             for (int64_t head = 0; head < kv_heads; ++head) {
                 const int64_t kv_head = first_head + head;
                 fetch_keys<T>(a, places, kv_head, seen);

@@ -140,7 +140,7 @@ CPU = [
     (VECTORS, "p = p * f + 0.6931471824645996f", "p = p * f + 0.69314f"),
     (VECTORS, "splat(0.00015353361959569156f)", "splat(0.0f)"),
     (VECTORS, "bits + 0x7fff + ((bits >> 16) & 1)", "bits + 0x8000"),
-    (VECTORS, "(~number & 0x7fc0)", "(~number & 0x7f80)"),
+    (VECTORS, "(~number & 0x7fc00000)", "(~number & 0x7f800000)"),
     (VECTORS, "magnitude + 0xfff + ((magnitude >> 13) & 1)", "magnitude + 0x1000"),
     (VECTORS, "magnitude >= 0x477ff000", "magnitude >= 0x47900000"),
     (VECTORS, " | (is_nan & 0x200)", ""),

@@ -125,10 +125,10 @@ def configuration(tmp_path, golds, objective="task", functions=("math",)):
 
 def test_the_trainer_lints_what_its_reward_is_made_of(tmp_path):
     golds = ["7", "3,2"] * 15
-    (line,) = assemble(configuration(tmp_path, golds)).notes
+    _, line = assemble(configuration(tmp_path, golds)).notes  # after how it samples
     assert line.startswith("train: ") and "golds can mislead" in line and "'3,2'" in line
-    assert not assemble(configuration(tmp_path, golds, objective="sharpen")).notes
-    assert not assemble(configuration(tmp_path, golds, functions=("repetition",))).notes
+    assert not assemble(configuration(tmp_path, golds, objective="sharpen")).notes[1:]
+    assert not assemble(configuration(tmp_path, golds, functions=("repetition",))).notes[1:]
     with pytest.raises(UsageError, match="golds can be read"):
         assemble(configuration(tmp_path, ["1/0"] * 30))
 

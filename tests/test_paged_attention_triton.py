@@ -225,7 +225,7 @@ def test_large_scores_do_not_overflow(wide):
 
 
 @pytest.mark.parametrize("tokens", [16, SPLIT, 8 * SPLIT])
-def test_3_tokens_at_minus_infinity_before_others(tokens):
+def test_tokens_at_minus_infinity_before_others(tokens):
     """All scores of a tile, of a split, of the splits merged at once: they count for nothing."""
     x = case(2, 1, 16, lengths=(tokens + 20, 9 * SPLIT))
     q = torch.full_like(x.q_NHh, 1e30)
@@ -336,7 +336,7 @@ def apart(near, axis, step=STEP):
 
 @pytest.mark.parametrize("part", [*PARTS, "outputs, rows", "outputs, heads"])
 @pytest.mark.parametrize("wide", [False, True])
-def test_8_beyond_32_bit_offsets(part, wide):
+def test_beyond_32_bit_offsets(part, wide):
     x = case(3, 1, 16, 3, lengths=(3, 2, 3), dtype=HALF)
     used = x.tables[:, 0].long()
     tables = torch.arange(3, dtype=torch.int32)[:, None]
@@ -353,7 +353,7 @@ def test_8_beyond_32_bit_offsets(part, wide):
         assert same_bits([x.run(out=out)], [expected])
 
 
-def test_8_a_block_further_than_32_bits():
+def test_a_block_further_than_32_bits():
     x = case(2, 1, 16, 2, lengths=(1, 4), dtype=HALF)
     used = x.tables[1].long()
     used = torch.tensor([*used, x.tables[0, 0]])
@@ -363,7 +363,7 @@ def test_8_a_block_further_than_32_bits():
     assert same_bits([replace(near, k_cache=k, v_cache=v).run()], [check(x, x.run())])
 
 
-def test_8_results_of_splits_beyond_32_bit_offsets(monkeypatch):
+def test_results_of_splits_beyond_32_bit_offsets(monkeypatch):
     """The last of 17 rows of width 64 with a table of 2^21 splits; most programs are left out."""
     monkeypatch.setattr(paged, "SPLIT", 16)
     kernel = paged._split_kernel
@@ -413,7 +413,7 @@ def test_the_interpreter_refuses_bf16():
 
 
 @needs_gpu
-def test_11_a_graph_with_other_contexts_and_tables():
+def test_a_graph_with_other_contexts_and_tables():
     x = case(4, 2, 32, lengths=(SPLIT + 30, 40, 2 * SPLIT, 17), dtype=HALF)
     expected = x.run()
     tensors = (x.q_NHh, x.k_cache, x.v_cache, x.tables, x.row_table, x.context)
