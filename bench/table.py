@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,7 @@ def speeds(record: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for rows in groups:
         row = rows[0]
-        others = "; ".join(
-            f"{r['baseline']} did not run"
-            if r["baseline_ms"] is None
-            else f"{r['baseline']} {r['baseline_tokens_per_s']:,.0f} ({r['speedup']:.1f}x)"
-            for r in rows
-            if r["baseline"]
-        )
+        others = _others(rows, lambda r: f"{r['baseline_tokens_per_s']:,.0f}")
         cells = [
             row["name"], _model(row), _shape(row), row["dtype"], f"{row['tokens_per_s']:,.0f}",
             *(f"{100 * row[key]:.0f} %" if key in row else "" for key in shares), others,
@@ -116,6 +111,17 @@ def costs(record: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _others(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], str]) -> str:
+    """Every rival of a case with its figure and how many times as long it took."""
+    return "; ".join(
+        f"{r['baseline']} did not run"
+        if r["baseline_ms"] is None
+        else f"{r['baseline']} {figure(r)} ({r['speedup']:.1f}x)"
+        for r in rows
+        if r["baseline"]
+    )
+
+
 def _model(row: dict[str, Any]) -> str:
     return row["model"] + (", random weights" if row["weights"] == "random" else "")
 
@@ -129,13 +135,7 @@ def times(record: list[dict[str, Any]]) -> str:
     for rows in _groups(record):
         row = rows[0]
         share = f"{100 * row['fraction_of_copy']:.0f} %" if "fraction_of_copy" in row else ""
-        others = "; ".join(
-            f"{r['baseline']} did not run"
-            if r["baseline_ms"] is None
-            else f"{r['baseline']} {_ms(r['baseline_ms'])} ({r['speedup']:.1f}x)"
-            for r in rows
-            if r["baseline"]
-        )
+        others = _others(rows, lambda r: _ms(r["baseline_ms"]))
         cells = [
             row["name"], _shape(row), row["dtype"], _ms(row["ms"]), share,
             _bytes(row["peak_bytes"]), others,

@@ -25,25 +25,10 @@ constexpr int QUERIES = WIDTH == 16 ? 8 : 4;  // that share a load of keys or va
 template <typename T>
 FASTRL_INLINE void prepare_head(const T* head, const T* norm, float eps, const float* cos,
                                 const float* sin, int64_t dim, float* out) {
-    const float scale = norm ? inverse_rms(head, dim, eps) : 1.0f;
-    const auto prepared = [&](const T* from, const T* weight) {
-        const Floats values = load(from);
-        return weight ? rounded_to(T{}, values * scale * load(weight)) : values;
-    };
-    int64_t i = 0;
-    for (; i + WIDTH <= dim; i += WIDTH)
-        store(out + i, prepared(head + i, norm ? norm + i : nullptr));
-    if (const int64_t left = dim - i; left > 0) {
-        T from[WIDTH] = {}, weight[WIDTH] = {};
-        std::memcpy(from, head + i, left * sizeof(T));
-        if (norm) std::memcpy(weight, norm + i, left * sizeof(T));
-        float to[WIDTH];
-        store(to, prepared(from, norm ? weight : nullptr));
-        std::memcpy(out + i, to, left * sizeof(float));
-    }
+    copy_normed(head, norm, eps, dim, out);
     if (cos == nullptr) return;
     const int64_t half = dim / 2;
-    for (i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < half; ++i) {
         const float first = out[i], second = out[half + i];
         out[i] = first * cos[i] - second * sin[i];
         out[half + i] = second * cos[i] + first * sin[i];
@@ -52,15 +37,7 @@ FASTRL_INLINE void prepare_head(const T* head, const T* norm, float eps, const f
 
 template <typename T>
 FASTRL_INLINE void store_numbers(T* target, const float* values, int64_t count) {
-    int64_t i = 0;
-    for (; i + WIDTH <= count; i += WIDTH) store(target + i, load(values + i));
-    if (const int64_t left = count - i; left > 0) {
-        float from[WIDTH] = {};
-        T to[WIDTH];
-        std::memcpy(from, values + i, left * sizeof(float));
-        store(to, load(from));
-        std::memcpy(target + i, to, left * sizeof(T));
-    }
+    copy_normed<float>(values, nullptr, 0.0f, count, target);
 }
 
 template <typename T>

@@ -33,28 +33,6 @@ int64_t words_of(const Dense& d) {
     return PAIRS ? d.width_in * static_cast<int64_t>(sizeof(T)) / 4 : d.width_in;
 }
 
-// A row of x, after its norm where there is one, as Out.
-template <typename T, typename Out>
-void prepare_row(const Dense& d, const T* x, Out* out) {
-    const T* norm = static_cast<const T*>(d.norm);
-    const float scale = norm ? inverse_rms(x, d.width_in, d.eps) : 1.0f;
-    const auto step = [&](const T* from, const T* weight, Out* to) {
-        Floats values = load(from);
-        if (weight) values = rounded_to(T{}, values * scale * load(weight));
-        store(to, values);
-    };
-    int64_t i = 0;
-    for (; i + WIDTH <= d.width_in; i += WIDTH) step(x + i, norm ? norm + i : nullptr, out + i);
-    if (const int64_t left = d.width_in - i; left > 0) {
-        T from[WIDTH] = {}, weight[WIDTH] = {};
-        Out to[WIDTH];
-        std::memcpy(from, x + i, left * sizeof(T));
-        if (norm) std::memcpy(weight, norm + i, left * sizeof(T));
-        step(from, norm ? weight : nullptr, to);
-        std::memcpy(out + i, to, left * sizeof(Out));
-    }
-}
-
 // WIDTH rows of words, lane i of `panel` from row i.
 FASTRL_INLINE void interleave(const uint32_t* const (&rows)[WIDTH], int64_t words,
                               uint32_t* panel) {
@@ -94,7 +72,8 @@ void pack(const Dense& d, int64_t first_row, int64_t rows, uint32_t* panel) {
                 continue;
             }
             uint32_t* prepared = memory.data() + i * words;
-            prepare_row(d, x, reinterpret_cast<Packed*>(prepared));
+            copy_normed(x, static_cast<const T*>(d.norm), d.eps, d.width_in,
+                        reinterpret_cast<Packed*>(prepared));
             sources[i] = prepared;
         }
         interleave(sources, words, panel + first);
@@ -208,6 +187,14 @@ struct Next {
     int64_t ahead, part, parts;
 };
 
+// The columns from `column` on of those rows, a line of the cache each.
+template <typename T>
+FASTRL_INLINE void ask_for(const T* const (&groups)[GROUPS], int64_t stride, const Next& next,
+                           int64_t column) {
+    for (int64_t i = next.part; i < TILE; i += next.parts)
+        __builtin_prefetch(groups[i / GROUP] + next.ahead + i % GROUP * stride + column);
+}
+
 // sums[i] += weight row i times the panel, columns [first, last). Rows of the weight lie `stride`
 // apart behind the address of each group.
 template <int V>
@@ -217,8 +204,7 @@ FASTRL_INLINE void accumulate(const float* const (&groups)[GROUPS], int64_t stri
     constexpr int LINE = 16;  // numbers
     for (int64_t begin = first; begin < last; begin += LINE) {
         const int64_t end = std::min(last, begin + LINE);
-        for (int64_t i = next.part; i < TILE; i += next.parts)
-            __builtin_prefetch(groups[i / GROUP] + next.ahead + i % GROUP * stride + begin);
+        ask_for(groups, stride, next, begin);
         for (int64_t k = begin; k < end; ++k) {
             Floats x[V];
 #pragma GCC unroll 3
@@ -241,8 +227,7 @@ FASTRL_INLINE void accumulate(const BFloat16* const (&groups)[GROUPS], int64_t s
     constexpr int LINE = 32;  // numbers
     for (int64_t begin = first; begin < last; begin += LINE) {
         const int64_t end = std::min(last, begin + LINE);
-        for (int64_t i = next.part; i < TILE; i += next.parts)
-            __builtin_prefetch(groups[i / GROUP] + next.ahead + i % GROUP * stride + begin);
+        ask_for(groups, stride, next, begin);
         for (int64_t k = begin; k < end; k += 2) {
             constexpr int X = PAIRS ? V : 2 * V;
             const uint32_t* words = panel + (PAIRS ? k / 2 : k) * PANEL;

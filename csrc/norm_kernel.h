@@ -1,4 +1,5 @@
-// The RMSNorm of `dense.h` and `paged_attention.h` on the including file's instruction set.
+// The RMSNorm of `dense.h` and `paged_attention.h`, and rows from one dtype to another, on the
+// including file's instruction set.
 #pragma once
 
 #include <cmath>
@@ -26,6 +27,27 @@ float inverse_rms(const T* x, int64_t width, float eps) {
     }
     const double mean = total(squares[0] + squares[1]) / static_cast<double>(width);
     return static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)));
+}
+
+// x as Out; after its RMSNorm with the weights `norm`, where they are given, rounded to T once.
+template <typename T, typename Out>
+void copy_normed(const T* x, const T* norm, float eps, int64_t width, Out* out) {
+    const float scale = norm ? inverse_rms(x, width, eps) : 1.0f;
+    const auto step = [&](const T* from, const T* weight, Out* to) {
+        Floats values = load(from);
+        if (weight) values = rounded_to(T{}, values * scale * load(weight));
+        store(to, values);
+    };
+    int64_t i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) step(x + i, norm ? norm + i : nullptr, out + i);
+    if (const int64_t left = width - i; left > 0) {
+        T from[WIDTH] = {}, weight[WIDTH] = {};
+        Out to[WIDTH];
+        std::memcpy(from, x + i, left * sizeof(T));
+        if (norm) std::memcpy(weight, norm + i, left * sizeof(T));
+        step(from, norm ? weight : nullptr, to);
+        std::memcpy(out + i, to, left * sizeof(Out));
+    }
 }
 
 }  // namespace fastrl::FASTRL_ISA

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Mapping
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from fastrl.signals import StopOnSignal
 
 PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
 
@@ -29,7 +30,9 @@ class Display:
     def __init__(self, start: int, total: int, console: Console | None = None) -> None:
         self.console = console or Console()
         self.total = total
-        self.stop_requested = False
+        self._stop = StopOnSignal(
+            lambda: self.say("stopping after this step; once more stops at once")
+        )
         self.every = max(1, total // PLAIN_LINES)
         self.progress = _TwoLines(
             TextColumn("{task.fields[phase]:<17}"),
@@ -46,7 +49,7 @@ class Display:
         )
 
     def __enter__(self) -> Display:
-        self.handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._stop.__enter__()
         self.progress.start()
         return self
 
@@ -57,14 +60,12 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self._stop.__exit__(kind, error, trace)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
-            raise KeyboardInterrupt
-        self.stop_requested = True
-        self.say("stopping after this step; once more stops at once")
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a signal asked for the end after this step."""
+        return self._stop.requested
 
     def phase(self, name: str) -> None:
         """Say which phase is under way."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Protocol, TextIO
 
 from rich.cells import cell_len
@@ -23,6 +22,7 @@ from fastrl.errors import UsageError
 from fastrl.evaluate import locate
 from fastrl.model import load_model
 from fastrl.sampler import Event, Progress, Sampler, SamplingParams
+from fastrl.signals import StopOnSignal
 from fastrl.tokenizer import BROKEN, TextStream, Tokenizer, load_tokenizer
 from fastrl.types import Completion
 
@@ -126,31 +126,6 @@ def read_prompts(given: Sequence[str]) -> list[str]:
                 f"prompt {i} is no UTF-8 ({error.reason} at byte {error.start}); encode it so"
             ) from None
     return texts
-
-
-class StopOnSignal:
-    """While it is entered, SIGINT and SIGTERM set `requested`; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> StopOnSignal:
-        self._handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 class Output(Protocol):

@@ -52,9 +52,8 @@ class PagedAttention:
     `tables` int32 [S, B], block numbers; `row_table` int32 [N]: each row's table; `positions` int64
     [N]: each row's position there, -1 for a row that pads a batch (not on "cpu"): its table names a
     block that nobody reads. Slots past a row's position are never read. `backends`: None takes
-    those of `choose`;
-    `layers`: what `native` computes as a whole; `chunk_rows`: how many rows of one table lie side
-    by side, chunk by chunk, where a backend of `varlen` is to compute those of several.
+    those of `choose`; `layers`: what `native` computes as a whole; `chunk_rows`: how many rows of
+    one table lie side by side, chunk by chunk, where `varlen` is to compute those of several.
     """
 
     def __init__(

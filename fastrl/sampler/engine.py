@@ -197,10 +197,10 @@ class Sampler:
     def _begin(self, groups: list[Group], key: tuple[int, int], step: int) -> Call:
         started = time.perf_counter()
         longest = max(len(g.prompt) + g.params.max_tokens for g in groups)
+        least = -(-longest // self.block_size)  # blocks of the longest alone
         # prompts of the groups that run at once, their responses, and a tail block for each
         running = min(self.max_running, sum(g.params.n for g in groups))
-        needed = (running + 1) * (-(-longest // self.block_size) + 1)
-        least = -(-longest // self.block_size)
+        needed = (running + 1) * (least + 1)
         most_logits = max(running, *(g.params.n for g in groups))
         # taken away until the call ends: one that begins meanwhile makes its own
         steps, self._steps = self._steps, None
