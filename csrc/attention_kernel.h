@@ -20,6 +20,23 @@ constexpr int STEP = 16;                      // positions at a time
 constexpr int PARTS = STEP / WIDTH;           // vectors of them
 constexpr int QUERIES = WIDTH == 16 ? 8 : 4;  // that share a load of keys or values
 
+// What a query and the keys of numbers T are multiplied as.
+template <typename T>
+using Factor = std::conditional_t<PAIRS, T, float>;
+
+// sum + q k, of a word of a query and one of the keys: a number in fp32 or a pair in bf16.
+template <typename T>
+FASTRL_INLINE Floats plus_product(Floats sum, const float* q, Floats keys) {
+#if defined(FASTRL_DOT_BF16)
+    if constexpr (sizeof(T) == 2) {
+        int32_t pair;
+        std::memcpy(&pair, q, sizeof pair);
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(pair + Ints{}), (__m512bh)keys);
+    }
+#endif
+    return sum + splat(*q) * keys;
+}
+
 // A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
 // there is one (Su et al. 2021; halves as in GPT-NeoX).
 template <typename T>
@@ -62,32 +79,30 @@ void write_row(const PagedAttention& a, int64_t row) {
 
 // What some queries have seen so far, and the keys and values of the step they see next.
 struct Seen {
-    int64_t dim, padded;  // numbers of a head, in fp32, and rounded up to whole vectors
+    int64_t words, padded;  // of a head's factors, and its numbers rounded up to whole vectors
     std::vector<float> memory;
-    float* q;       // [queries][dim], scaled to base 2
+    float* q;       // [queries][words], scaled to base 2
     float* sums;    // [queries][padded], of 2^(s-m) v
     float* totals;  // [queries][STEP], of 2^(s-m)
     float* peaks;   // [queries], m
-    float* keys;    // [dim][STEP]
+    float* keys;    // [words][STEP]
     float* values;  // [STEP][padded]
 
-    void reserve(int64_t queries, int64_t dim_) {
-        dim = dim_;
+    void reserve(int64_t queries, int64_t dim, int64_t number_bytes) {
+        words = (dim * number_bytes + 3) / 4;
         padded = (dim + WIDTH - 1) / WIDTH * WIDTH;
-        const int64_t sizes[] = {queries * dim, queries * padded, queries * STEP,
-                                 queries,       dim * STEP,       STEP * padded};
+        const int64_t sizes[] = {queries * words, queries * padded, queries * STEP,
+                                 queries,         words * STEP,     STEP * padded};
         float** parts[] = {&q, &sums, &totals, &peaks, &keys, &values};
         int64_t needed = 0;
         for (int64_t size : sizes) needed += size + 15;
-        memory.resize(needed);
+        memory.assign(needed, 0.0f);
         float* next = memory.data();
         for (int i = 0; i < 6; ++i) {
             next += (64 - reinterpret_cast<uintptr_t>(next) % 64) % 64 / 4;  // a line of the cache
             *parts[i] = next;
             next += sizes[i];
         }
-        std::fill(sums, sums + queries * padded, 0.0f);
-        std::fill(totals, totals + queries * STEP, 0.0f);
         std::fill(peaks, peaks + queries, -std::numeric_limits<float>::infinity());
     }
 };
@@ -113,7 +128,8 @@ void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, 
     const int64_t dim = a.dim, count = places.count;
     for (int64_t t = 0; t < count; ++t)
         k[t] = static_cast<const T*>(a.k_cache) + places.at[t] + kv_head * dim;
-    constexpr int NUMBERS = 4 / sizeof(T);  // of a word
+    constexpr int NUMBERS = 4 / sizeof(T);                  // of a word in the cache
+    constexpr int WORDS = NUMBERS * sizeof(Factor<T>) / 4;  // that one becomes
     float* keys = seen.keys;
     for (int group = 0; group < STEP; group += WIDTH) {
         int64_t d = 0;
@@ -125,8 +141,8 @@ void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, 
             transpose(block);
 #pragma GCC unroll 16
             for (int i = 0; i < WIDTH; ++i) {
-                float* to = keys + (d + NUMBERS * i) * STEP + group;
-                if constexpr (NUMBERS == 1) {
+                float* to = keys + (d / NUMBERS + i) * WORDS * STEP + group;
+                if constexpr (WORDS == 1) {
                     store(to, as_floats(block[i]));
                 } else {
                     store(to, first_of(block[i]));
@@ -138,7 +154,11 @@ void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, 
             for (int i = 0; i < WIDTH; ++i) {
                 T number[WIDTH] = {};
                 if (group + i < count) number[0] = k[group + i][d];
-                keys[d * STEP + group + i] = load(number)[0];
+                Factor<T> factor[WIDTH];
+                copy_normed<T>(number, nullptr, 0.0f, WIDTH, factor);
+                constexpr int64_t PER = 4 / sizeof(Factor<T>);  // of a word
+                const int64_t at = (d / PER * STEP + group + i) * PER + d % PER;
+                std::memcpy(reinterpret_cast<Factor<T>*>(keys) + at, factor, sizeof(Factor<T>));
             }
     }
 }
@@ -162,14 +182,14 @@ void fetch_values(const PagedAttention& a, const Places& places, int64_t kv_head
 
 // N queries from `first` on over a step, of which query i sees counts[i] positions. The values of
 // position t begin at values[t], and have a multiple of WIDTH numbers.
-template <int N, typename V>
+template <int N, typename T, typename V>
 FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIES],
                        const Floats (&lanes)[PARTS], const V* const (&values)[STEP]) {
-    const float* q = seen.q + first * seen.dim;
-    // even and odd numbers apart: a sum waits for its last addition
+    const float* q = seen.q + first * seen.words;
+    // even and odd words apart: a sum waits for its last addition
     Floats scores[2][N][PARTS] = {};
     int64_t d = 0;
-    for (; d + 2 <= seen.dim; d += 2) {
+    for (; d + 2 <= seen.words; d += 2) {
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; ++odd)
 #pragma GCC unroll 4
@@ -177,14 +197,17 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
                 const Floats keys = load(seen.keys + (d + odd) * STEP + lane * WIDTH);
 #pragma GCC unroll 8
                 for (int i = 0; i < N; ++i)
-                    scores[odd][i][lane] += splat(q[i * seen.dim + d + odd]) * keys;
+                    scores[odd][i][lane] =
+                        plus_product<T>(scores[odd][i][lane], q + i * seen.words + d + odd, keys);
             }
     }
-    if (d < seen.dim)
-        for (int lane = 0; lane < PARTS; ++lane)
+    if (d < seen.words)
+        for (int lane = 0; lane < PARTS; ++lane) {
+            const Floats keys = load(seen.keys + d * STEP + lane * WIDTH);
             for (int i = 0; i < N; ++i)
-                scores[0][i][lane] +=
-                    splat(q[i * seen.dim + d]) * load(seen.keys + d * STEP + lane * WIDTH);
+                scores[0][i][lane] =
+                    plus_product<T>(scores[0][i][lane], q + i * seen.words + d, keys);
+        }
 
     alignas(64) float weights[N][STEP];
     int64_t common = STEP;  // positions that all of them see
@@ -272,16 +295,16 @@ FASTRL_INLINE void prefetch(const PagedAttention& a, const Places& places, int64
 }
 
 // `see` of `count` queries, N at most.
-template <int N, typename V>
+template <int N, typename T, typename V>
 FASTRL_INLINE void see_some(Seen& seen, int64_t count, int64_t first,
                             const int64_t (&counts)[QUERIES], const Floats (&lanes)[PARTS],
                             const V* const (&values)[STEP]) {
-    if (count == N) return see<N>(seen, first, counts, lanes, values);
-    if constexpr (N > 1) see_some<N - 1>(seen, count, first, counts, lanes, values);
+    if (count == N) return see<N, T>(seen, first, counts, lanes, values);
+    if constexpr (N > 1) see_some<N - 1, T>(seen, count, first, counts, lanes, values);
 }
 
 // The queries [first, last) of a head, of which query i sees visible(i) positions of a step.
-template <typename V, typename Visible>
+template <typename T, typename V, typename Visible>
 FASTRL_INLINE void see_all(Seen& seen, int64_t head, int64_t first, int64_t last,
                            const Visible& visible, const Floats (&lanes)[PARTS],
                            const V* const (&values)[STEP]) {
@@ -289,7 +312,7 @@ FASTRL_INLINE void see_all(Seen& seen, int64_t head, int64_t first, int64_t last
         const int64_t left = std::min<int64_t>(QUERIES, last - query), at = head + query;
         int64_t counts[QUERIES] = {};
         for (int64_t i = 0; i < left; ++i) counts[i] = visible(query + i);
-        see_some<QUERIES>(seen, left, at, counts, lanes, values);
+        see_some<QUERIES, T>(seen, left, at, counts, lanes, values);
     }
 }
 
@@ -299,7 +322,10 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
     thread_local Seen memory;
     Seen& seen = memory;
     const int64_t group = a.heads / a.kv_heads, queries = rows * group;  // of a key/value head
-    seen.reserve(queries * kv_heads, a.dim);
+    seen.reserve(queries * kv_heads, a.dim, sizeof(Factor<T>));
+    thread_local std::vector<float> prepared;
+    prepared.resize(a.dim);
+    float* head = prepared.data();
     const float to_base_2 = a.scale * 1.4426950408889634f;
     const int32_t* context = a.context + first_row;
     int64_t longest = 0;
@@ -309,10 +335,11 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
         const float* cos = a.cos ? a.cos + at * (a.dim / 2) : nullptr;
         const float* sin = a.cos ? a.sin + at * (a.dim / 2) : nullptr;
         for (int64_t i = 0; i < group * kv_heads; ++i) {
-            float* out = seen.q + (i / group * queries + row * group + i % group) * a.dim;
             prepare_head(q + i * a.dim, static_cast<const T*>(a.q_norm), a.eps, cos, sin, a.dim,
-                         out);
-            for (int64_t d = 0; d < a.dim; ++d) out[d] *= to_base_2;
+                         head);
+            for (int64_t d = 0; d < a.dim; ++d) head[d] *= to_base_2;
+            float* out = seen.q + (i / group * queries + row * group + i % group) * seen.words;
+            store_numbers(reinterpret_cast<Factor<T>*>(out), head, a.dim);
         }
         longest = std::max<int64_t>(longest, context[row]);
     }
@@ -364,12 +391,12 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
                     for (int64_t t = 0; t < count; ++t)
                         values[t] =
                             static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * a.dim;
-                    see_all(seen, head * queries, begin, end, sees, lanes, values);
+                    see_all<T>(seen, head * queries, begin, end, sees, lanes, values);
                 } else {
                     fetch_values<T>(a, places, kv_head, seen);
                     const float* values[STEP] = {};
                     for (int64_t t = 0; t < count; ++t) values[t] = seen.values + t * seen.padded;
-                    see_all(seen, head * queries, begin, end, sees, lanes, values);
+                    see_all<T>(seen, head * queries, begin, end, sees, lanes, values);
                 }
             }
             row = next;

@@ -1,5 +1,4 @@
-// The functions of `dense.h` on the including file's instruction set. Besides what `vectors.h` asks
-// for, FASTRL_DOT_BF16 says that there is an instruction for products of pairs in bf16.
+// The functions of `dense.h` on the including file's instruction set.
 #pragma once
 
 #include <algorithm>
@@ -20,12 +19,6 @@ constexpr int GROUPS = WIDTH == 16 ? 4 : 2;
 constexpr int TILE = GROUP * GROUPS;
 constexpr int PANEL = VECTORS * WIDTH;
 constexpr int64_t TERMS = 128;  // of a sum before it is added to the others, for the rounding
-
-#if defined(FASTRL_DOT_BF16)
-constexpr bool PAIRS = true;  // of bf16 weights: multiplied as they are
-#else
-constexpr bool PAIRS = false;  // widened to fp32, as is x
-#endif
 
 // Words of a row of x in a panel: numbers in fp32, or pairs in bf16.
 template <typename T>

@@ -1,4 +1,4 @@
-// AVX-512 with products of pairs in bf16; all else is `set_avx512.cpp`'s.
+// AVX-512 with products of pairs in bf16, of weights and of keys; all else is `set_avx512.cpp`'s.
 #include "instruction_sets.h"
 
 #if FASTRL_X86_SETS && __GNUC__ >= 11
@@ -8,6 +8,7 @@
 #define FASTRL_DOT_BF16 1
 #define FASTRL_ISA avx512_bf16
 #define FASTRL_WIDTH 16
+#include "attention_kernel.h"
 #include "dense_kernel.h"
 
 namespace fastrl {
@@ -16,7 +17,7 @@ const InstructionSet avx512_bf16_set = {
     avx512_set.rows,
     avx512_set.dense,
     &avx512_bf16::dense_of<avx512_bf16::BFloat16>,
-    avx512_set.attention,
+    &avx512_bf16::attention,
     [] { return avx512_set.runs_here() && __builtin_cpu_supports("avx512bf16"); }};
 }  // namespace fastrl
 #endif

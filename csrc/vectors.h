@@ -1,7 +1,7 @@
 // WIDTH floats at a time in the compiler's vector types, for the file's instruction set: loads and
 // stores of three dtypes, 2^t and tanh. The including file defines FASTRL_ISA, FASTRL_WIDTH and,
-// where it has them, FASTRL_AVX2 or FASTRL_AVX512: `#pragma GCC target` sets gcc's own macros only
-// from version 13 on.
+// where it has them, FASTRL_AVX2 or FASTRL_AVX512, and FASTRL_DOT_BF16 for products of pairs in
+// bf16: `#pragma GCC target` sets gcc's own macros only from version 13 on.
 #pragma once
 
 #include <cmath>
@@ -18,6 +18,12 @@ using Floats = float __attribute__((vector_size(4 * WIDTH)));
 using Ints = int32_t __attribute__((vector_size(4 * WIDTH)));
 using Words = uint32_t __attribute__((vector_size(4 * WIDTH)));
 using Halves = uint16_t __attribute__((vector_size(2 * WIDTH)));
+
+#if defined(FASTRL_DOT_BF16)
+constexpr bool PAIRS = true;  // of numbers in bf16: multiplied as they are
+#else
+constexpr bool PAIRS = false;  // widened to fp32
+#endif
 
 struct BFloat16 {
     uint16_t bits;
