@@ -15,7 +15,7 @@ from typing import Any
 
 def marks(record: list[dict[str, Any]]) -> tuple[str, str]:
     """Where a file holds the table of such rows."""
-    keys = {"answers_per_s": "grading", "tokens_per_s": "sampler"}
+    keys = {"answers_per_s": "grading", "tokens_per_s": "sampler", "rows": "step"}
     name = next((name for key, name in keys.items() if key in record[0]), "kernels")
     return f"<!-- {name}: made by bench/table.py -->", f"<!-- {name} end -->"
 
@@ -27,6 +27,8 @@ def table(record: list[dict[str, Any]]) -> str:
         return f"{rates(record)}\n\n{machine}"
     if "tokens_per_s" in record[0]:
         return "\n\n".join(part for part in (speeds(record), costs(record), machine) if part)
+    if "rows" in record[0]:
+        return "\n\n".join((steps(record), machine))
     parts = [times(record), errors(record), machine]
     return "\n\n".join(part for part in parts if part)
 
@@ -59,6 +61,36 @@ def rates(record: list[dict[str, Any]]) -> str:
         cells = [f"{row['shape'][0]:,} {row['name']}", str(row["threads"]), *ours, *rival]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+PHASES = ("sample", "grade", "reference", "train")
+
+
+def steps(record: list[dict[str, Any]]) -> str:
+    """Whole steps by phase beside TRL's; then the training pass alone, as a share of its bound."""
+    lines = [
+        "| | model | prompts x responses x new | dtype | a step | sampling | grading | scoring"
+        " | training | TRL's step | faster |",
+        "|---" * 11 + "|",
+    ]
+    alone = [
+        "| | model | sequences x prompt x new | dtype | rows | time | TFLOP/s"
+        " | of the matmul rate |",
+        "|---" * 8 + "|",
+    ]
+    for row in record:
+        head = [row["name"], row["model"], _shape(row), row["dtype"]]
+        if "train_ms" in row:
+            rival = ["did not run", ""]
+            if row["baseline_ms"] is not None:
+                rival = [_ms(row["baseline_ms"]), f"{row['speedup']:.1f}x"]
+            phases = [_ms(row[f"{phase}_ms"]) for phase in PHASES]
+            lines.append("| " + " | ".join([*head, _ms(row["ms"]), *phases, *rival]) + " |")
+        else:
+            share = f"{100 * row['share_of_matmul_rate']:.0f} %"
+            cells = [*head, f"{row['rows']:,}", _ms(row["ms"]), f"{row['tflops']:.3f}", share]
+            alone.append("| " + " | ".join(cells) + " |")
+    return "\n\n".join("\n".join(part) for part in (lines, alone) if len(part) > 2)
 
 
 LIMITS = {  # share of what: the column's name

@@ -164,6 +164,12 @@ class TrainConfig:
     output_dir: str = setting("", "run directory; empty: runs/OBJECTIVE-DATE")
     max_tokens_per_batch: int = setting(8192, "rows of a micro-batch")
     threads: int = setting(0, "CPU threads; 0: torch's choice")
+    share_prompts: Literal["auto", "on", "off"] = setting(
+        "auto", "compute the prompt of a group once in training too; auto: where it pays"
+    )
+    checkpoint_activations: bool = setting(
+        False, "keep a layer's input alone and compute the layer again in the backward pass"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 
 import torch
 
-from fastrl import __version__
+from fastrl import __version__, packed_attention
+from fastrl.sampler import attention as sampler_attention
 
 PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numba", "reasoning-gym")
 
@@ -29,9 +31,8 @@ def _loss() -> str:
     return f"{name('cpu')} on the CPU, {name('cuda')} on a GPU, torch (the definition) for fp64"
 
 
-def _sampling() -> str:
-    """Who computes attention over the paged cache here, in bfloat16."""
-    from fastrl.sampler.attention import choose
+def _on_devices(choose: Callable[[torch.device, torch.dtype, int], object]) -> str:
+    """Who computes an attention here, in bfloat16 with heads of 128."""
 
     def name(device: str) -> str:
         return str(choose(torch.device(device), torch.bfloat16, 128))
@@ -63,8 +64,8 @@ def report() -> list[tuple[str, str]]:
     rows += [
         ("GPU", gpu),
         ("loss", _loss()),
-        ("attention", "training: torch's scaled_dot_product_attention over packed sequences"),
-        ("", f"sampling: {_sampling()}"),
+        ("attention", f"training: {_on_devices(packed_attention.choose)}"),
+        ("", f"sampling: {_on_devices(sampler_attention.choose)}"),
         (
             "extension",
             (

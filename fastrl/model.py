@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fastrl.attention import AttentionContext, LayerAttention, PackedAttention, Rotary
+from fastrl.attention import AttentionContext, LayerAttention, Rotary
 from fastrl.errors import UsageError
 from fastrl.model_config import DecoderConfig, Llama3Scaling, rotary_frequencies
+from fastrl.packed_attention import PackedAttention
 
 __all__ = [
     "AttentionContext",
@@ -99,7 +101,9 @@ class Decoder(nn.Module):
 
     `valid_vocab`: ids from there on belong to no token; no operation may sample them or count
     them in a softmax. `eos_token_ids`: what ends a response. `load_model` takes both from the
-    directory; here they are the whole vocabulary, and none.
+    directory; here they are the whole vocabulary, and none. `checkpoint_activations`: a forward
+    with gradients keeps each layer's input alone, and computes the layer again in the backward
+    (Chen et al. 2016).
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Decoder(nn.Module):
         self.config = config
         self.valid_vocab = config.vocab_size
         self.eos_token_ids: tuple[int, ...] = ()
+        self.checkpoint_activations = False
         self.embed = _matrix(config.vocab_size, config.hidden_size, dtype, device)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, dtype, device) for index in range(config.num_layers)
@@ -140,8 +145,14 @@ class Decoder(nn.Module):
             self._frequencies = self._frequencies.to(hidden_ND.device)
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         seen = LayerAttention(attention, Rotary.at(positions_N, self._frequencies.to(wide)))
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         for layer in self.layers:
-            hidden_ND = layer(hidden_ND, seen)
+            if again:
+                hidden_ND = checkpoint(
+                    layer, hidden_ND, seen, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                hidden_ND = layer(hidden_ND, seen)
         return self.norm(hidden_ND)
 
     @property

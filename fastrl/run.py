@@ -254,6 +254,7 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
     spec, advantage = loss_spec(config)
     rewarder = Rewarder(config.reward, config.sampling.max_tokens)
     policy = load_model(policy_path or config.model.name, dtype=dtype, device=device)
+    policy.checkpoint_activations = config.train.checkpoint_activations
     reference = load_model(config.model.name, dtype=dtype, device=device).requires_grad_(False)
     tokenizer = load_tokenizer(config.model.name)
     sampling = config.sampling
@@ -304,6 +305,7 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
             max_tokens_per_batch=config.train.max_tokens_per_batch,
             max_response_tokens=sampling.max_tokens,
             drop_groups_without_signal=config.loss.drop_groups_without_signal,
+            share_prompts=config.train.share_prompts,
         ),
         tokenizer=tokenizer,
         sampler=sampler,

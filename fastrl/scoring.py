@@ -51,7 +51,7 @@ class Scores:
 
 def response_rows(model: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [M, D] and targets [M] of the rows that predict a response token."""
-    attention = PackedAttention(batch.cu_seqlens, batch.max_seqlen)
+    attention = PackedAttention(batch.cu_seqlens, batch.max_seqlen, batch.prefixes)
     hidden_ND = model(batch.token_ids_N, batch.positions_N, attention)
     return hidden_ND[batch.mask_N], batch.targets_N[batch.mask_N]
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
 from fastrl.background import BackgroundGrader, Verdict
-from fastrl.batch import pack
+from fastrl.batch import pack, pays
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
@@ -50,6 +50,7 @@ class Learner:
     max_tokens_per_batch: int  # packed rows of a micro-batch
     max_response_tokens: int  # the constant of seq-mean-token-sum-norm
     drop_groups_without_signal: bool = False
+    share_prompts: str = "auto"  # "auto", "on" or "off"
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class StepResult:
     loss: float
     clipped_tokens: float
     rows: int  # packed rows of the training pass
+    rows_saved: int  # prompt rows that the responses of a group shared
     grad_norm: float  # before clipping
     lr: float
     seconds_reference: float
     seconds_train: float
+    seconds_optimizer: float  # of seconds_train
 
 
 def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) -> StepResult:
@@ -89,7 +92,10 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
     reward_R = reward(learner, responses, scores)
     advantage_R = advantage(learner, reward_R, roles_R, len(groups))
     loss, clipped = backward(learner, batches, scores, advantage_R, roles_R)
+    backward_at = time.perf_counter()
     grad_norm = learner.optimizer.step(step)
+    ended = time.perf_counter()
+    rows = sum(len(b.token_ids_N) for b in batches)
     return StepResult(
         roles_R=roles_R,
         scores=scores,
@@ -97,11 +103,13 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
         advantage_R=advantage_R,
         loss=loss,
         clipped_tokens=clipped,
-        rows=sum(len(b.token_ids_N) for b in batches),
+        rows=rows,
+        rows_saved=sum(b.unshared_rows for b in batches) - rows,
         grad_norm=grad_norm,
         lr=learner.optimizer.lr_at(step),
         seconds_reference=scored_at - started,
-        seconds_train=time.perf_counter() - scored_at,
+        seconds_train=ended - scored_at,
+        seconds_optimizer=ended - backward_at,
     )
 
 
@@ -123,10 +131,16 @@ def pack_responses(
 ) -> list[Batch]:
     """Every response that did not fail, packed; `Batch.sequences` are indices into `responses`."""
     kept = [i for i, role in enumerate(roles_R) if role != FAILED]
+    sequences = {
+        i: (responses[i].prompt.token_ids, responses[i].completion.token_ids) for i in kept
+    }
+    groups = {i: i // group_size for i in kept}
+    share = learner.share_prompts
     return pack(
-        {i: (responses[i].prompt.token_ids, responses[i].completion.token_ids) for i in kept},
-        {i: i // group_size for i in kept},
+        sequences,
+        groups,
         max_tokens=learner.max_tokens_per_batch,
+        share_prompts=pays(sequences, groups) if share == "auto" else share == "on",
         device=next(learner.policy.parameters()).device,
     )
 
@@ -198,46 +212,9 @@ def train(run: Run, display: Display) -> None:
     Raises Stopped, with a checkpoint on disk, after the step in which a stop was requested.
     """
     config = run.config
-    for step in range(run.step, config.train.max_steps):
-        started = time.perf_counter()
-        prompts = run.prompts.next(config.sampling.prompts_per_step)
-        with BackgroundGrader(
-            run.tokenizer,
-            [p.answer for p in prompts],
-            config.reward.mode,
-            on_event=display.count("sample", len(prompts) * run.sampling.n),
-        ) as grader:
-            groups = run.sampler.generate(
-                [p.token_ids for p in prompts],
-                run.sampling,
-                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
-                step=step,
-                on_event=grader.add,
-            )
-            run.sampler.release()
-            sampled = time.perf_counter()
-            display.phase("grade")
-            verdicts = grader.finish(groups)
-        scored = score_groups(run, prompts, groups, verdicts)
-        graded = time.perf_counter()
-        display.phase("train")
-        result = train_step(run.learner, scored, step)
-        if not math.isfinite(result.grad_norm):
-            display.say(f"step {step + 1}: the gradient is not finite, so nothing was updated")
-        run.step = step + 1
-        metrics = step_metrics(
-            run.step,
-            run.objective,
-            scored,
-            result,
-            seconds_sample=sampled - started,
-            seconds_grade=graded - sampled,
-        )
-        run.tokens_sampled += metrics["tokens_sampled"]
-        run.directory.add_completions(run.step, scored, result)
-        run.directory.add_metrics(metrics)
+    while run.step < config.train.max_steps:
+        metrics = take_step(run, display)
         display.step(metrics)
-
         last = run.step == config.train.max_steps
         if last or is_due(config.eval.every, run.step):
             run.evaluate("validation", display)
@@ -246,6 +223,49 @@ def train(run: Run, display: Display) -> None:
             run.save_checkpoint()
         if display.stop_requested and not last:
             raise Stopped(run.step)
+
+
+def take_step(run: Run, display: Display) -> dict[str, Any]:
+    """The run's next step, whole; its line of metrics.jsonl, which is written with the rest."""
+    config, step = run.config, run.step
+    started = time.perf_counter()
+    prompts = run.prompts.next(config.sampling.prompts_per_step)
+    with BackgroundGrader(
+        run.tokenizer,
+        [p.answer for p in prompts],
+        config.reward.mode,
+        on_event=display.count("sample", len(prompts) * run.sampling.n),
+    ) as grader:
+        groups = run.sampler.generate(
+            [p.token_ids for p in prompts],
+            run.sampling,
+            prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
+            step=step,
+            on_event=grader.add,
+        )
+        run.sampler.release()
+        sampled = time.perf_counter()
+        display.phase("grade")
+        verdicts = grader.finish(groups)
+    scored = score_groups(run, prompts, groups, verdicts)
+    graded = time.perf_counter()
+    display.phase("train")
+    result = train_step(run.learner, scored, step)
+    if not math.isfinite(result.grad_norm):
+        display.say(f"step {step + 1}: the gradient is not finite, so nothing was updated")
+    run.step = step + 1
+    metrics = step_metrics(
+        run.step,
+        run.objective,
+        scored,
+        result,
+        seconds_sample=sampled - started,
+        seconds_grade=graded - sampled,
+    )
+    run.tokens_sampled += metrics["tokens_sampled"]
+    run.directory.add_completions(run.step, scored, result)
+    run.directory.add_metrics(metrics)
+    return metrics
 
 
 def is_due(every: int, step: int) -> bool:

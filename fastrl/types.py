@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -72,18 +73,29 @@ class Scored:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows under a token budget: whole sequences end to end, prompt and response.
+    """Packed rows under a token budget: whole sequences, prompt and response, end to end.
 
-    A row is a token; row i of a sequence predicts the sequence's token i + 1. Targets are already
-    shifted, and `mask` is True where the target is a response token that is in the loss.
+    A row is a token; a row of a sequence predicts the sequence's next token. Targets are already
+    shifted, and `mask` is True where the target is a response token that is in the loss: the last
+    token of the prompt and all but the last of the response.
+
+    Rows come in segments. Either a segment is a sequence, or the prompt of a group comes once, all
+    but its last token, as a segment that the sequences of the group continue: `prefixes`.
     """
 
     token_ids_N: torch.Tensor  # int64
     positions_N: torch.Tensor  # int64, from 0 in each sequence
     targets_N: torch.Tensor  # int64; 0 where mask is False
     mask_N: torch.Tensor  # bool
-    cu_seqlens: torch.Tensor  # int32, S + 1 offsets over the rows
-    max_seqlen: int
-    sequences: tuple[int, ...]  # index of each packed sequence in the step's flat response list
+    cu_seqlens: torch.Tensor  # int32, offsets of the segments over the rows
+    max_seqlen: int  # rows of the longest segment
+    prefixes: np.ndarray | None  # int64 [segments, 2]: first row and rows of what it continues
+    sequences: tuple[int, ...]  # index of each sequence in the step's flat response list
     prefix_lengths: tuple[int, ...]  # prompt tokens of each sequence
     groups: tuple[int, ...]  # group (prompt) index of each sequence
+
+    @property
+    def unshared_rows(self) -> int:
+        """Rows of the same sequences with a prompt each."""
+        responses = int(self.mask_N.sum())
+        return sum(self.prefix_lengths) - len(self.sequences) + responses

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastrl.attention import PackedAttention
 from fastrl.embedded import DIRECTORIES, NAMES, examples, make, measure, model_dir, task
 from fastrl.errors import UsageError
 from fastrl.model import load_model
+from fastrl.packed_attention import PackedAttention
 from fastrl.sampler import Sampler, SamplingParams
 from fastrl.tokenizer import load_tokenizer
 

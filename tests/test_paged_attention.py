@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from attention_truth import one_by_one, packed_by_definition
 from instruction_sets import INSTRUCTION_SETS, instruction_set
 
+from fastrl import varlen
 from fastrl.attention import Rotary
-from fastrl.sampler import varlen
 from fastrl.sampler.attention import Backends, PagedAttention
 from fastrl.sampler.cache import PagedCache
 
@@ -65,16 +66,6 @@ def again(attention, **settings):
     return attention_of(
         attention.cache, attention.tables, attention.row_table, attention.positions, **settings
     )
-
-
-def one_by_one(q, whole):
-    groups = q.shape[1] // whole[0][0].shape[1]
-    outputs = []
-    for row, (k, v) in zip(q.double(), whole, strict=True):
-        k, v = (x.double().repeat_interleave(groups, 1) for x in (k, v))
-        weights = (torch.einsum("hd,lhd->hl", row, k) * row.shape[1] ** -0.5).softmax(1)
-        outputs.append(torch.einsum("hl,lhd->hd", weights, v))
-    return torch.stack(outputs)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16])
@@ -234,20 +225,6 @@ def test_copied_blocks_are_whole_and_others_stay():
         expected = old.clone()
         expected[9], expected[11], expected[12] = old[2], old[2], old[5]
         assert torch.equal(tensor.nan_to_num(-7), expected.nan_to_num(-7))
-
-
-def packed_by_definition(q, k, v, rows, seen, longest, most):
-    """What the functions of `varlen` compute, from their documentation: a loop over sequences."""
-    assert rows.dtype == seen.dtype == torch.int32
-    assert int(rows.diff().max()) == longest and int(seen.diff().max()) == most
-    outputs = []
-    for i in range(len(rows) - 1):
-        queries = q[rows[i] : rows[i + 1]]
-        keys, values = k[seen[i] : seen[i + 1]], v[seen[i] : seen[i + 1]]
-        before = len(keys) - len(queries)
-        contexts = [before + row + 1 for row in range(len(queries))]
-        outputs.append(one_by_one(queries, [(keys[:c], values[:c]) for c in contexts]))
-    return torch.cat(outputs).to(q.dtype)
 
 
 def mixed_rows():

@@ -7,7 +7,8 @@ gradient, 17 everything masked, 18 the same bits across runs of one shape.
 import naive
 import pytest
 import torch
-from row_backends import NAN, assert_near, integers, normal, same_bits
+from instruction_sets import instruction_set
+from row_backends import NAN, Path, assert_near, integers, normal, same_bits
 from row_backends import row_path as row_path
 
 from fastrl.losses import LossSpec, Rows
@@ -15,6 +16,7 @@ from fastrl.ops import head
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALVES, F64 = DTYPES[1:], torch.float64
+BF16_SETS = ("amx", "avx512_bf16")
 N, D, V = 21, 16, 123
 SETTINGS = {
     "nothing": {},
@@ -32,12 +34,6 @@ SPECS = {
     "reinforce": LossSpec(),
     "clip": LossSpec(loss="clip", dual_clip=1.5, entropy_coef=0.3),
     "cispo": LossSpec(loss="cispo", sampler_correction="token_truncate"),
-}
-
-
-DOES_NOT_APPLY = {
-    ("test_products_in_half_precision", "cpu"): "a CPU's products are in fp32",
-    ("test_losses_in_half_precision", "cpu"): "a CPU's products are in fp32",
 }
 
 
@@ -135,6 +131,11 @@ def half_products(monkeypatch):
     """Products as on a GPU, wherever the test runs."""
     monkeypatch.setattr(head, "keeps_half_precision", lambda x: x.dtype in HALVES)
 
+    def dense(x, weight, *, out, backend):
+        torch.mm(x.to(out.dtype), weight.T.to(out.dtype), out=out)
+
+    monkeypatch.setattr(head, "dense", dense)
+
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -147,6 +148,24 @@ def test_products_in_half_precision(row_path, half_products, settings, dtype):
     reduce = weighted(upstream)
     assert_near_the_formula([logprobs, entropy], inputs, targets, reduce, **settings)
     truth, plain = (by_formula(inputs, targets, d, reduce, **settings) for d in (F64, dtype))
+    assert_near(gradients, plain[2:], truth[2:])
+
+
+@pytest.mark.parametrize("name", BF16_SETS)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_cpu_multiplies_bf16_where_it_has_instructions(name, settings):
+    inputs, targets = head_case(torch.bfloat16, **settings)
+    upstream = [normal(N, seed=s, scale=1.0) for s in (2, 3)]
+    with instruction_set(name):
+        assert head.keeps_half_precision(inputs[1])
+        logprobs, entropy, *gradients = run(
+            Path("cpu-" + name), inputs, targets, upstream, **settings
+        )
+    reduce = weighted(upstream)
+    assert_near_the_formula([logprobs, entropy], inputs, targets, reduce, **settings)
+    truth, plain = (
+        by_formula(inputs, targets, d, reduce, **settings) for d in (F64, torch.bfloat16)
+    )
     assert_near(gradients, plain[2:], truth[2:])
 
 

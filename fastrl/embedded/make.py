@@ -26,10 +26,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fastrl.attention import PackedAttention
 from fastrl.embedded.measure import measure, show
 from fastrl.embedded.task import OPENERS, PROMPT, SHARES, Problem, draw_response, problems
 from fastrl.model import Decoder, DecoderConfig
+from fastrl.packed_attention import PackedAttention
 from fastrl.weights import save_model
 
 BOS, EOS, PAD, UNK, USER, ASSISTANT = SPECIAL = (

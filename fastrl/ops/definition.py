@@ -23,6 +23,8 @@ from fastrl.ops.rows import Filters, LogitRows, Noise, by_row, wide_dtype
 
 CHUNK_BYTES = 1 << 25  # of logits in fp32: 32 MiB stay near the last-level cache
 
+WRITES_HALVES = True
+
 
 def capped(x: LogitRows) -> tuple[Tensor, Tensor | None]:
     """softcap(logit_scale x) in fresh memory, [N, V]; and the cap's hyperbolic tangent."""

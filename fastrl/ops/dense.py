@@ -19,6 +19,9 @@ except ImportError:  # torch computes everything; `fastrl doctor` says so
     _C = None  # type: ignore[assignment]
 
 
+MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets with products in bf16
+
+
 def fits_cpu(weight_OD: Tensor, gated: bool = False) -> bool:
     """Whether `dense` takes this weight with backend "cpu": fp32 or bf16 (D even), O from 12 on
     (24 where gated), contiguous, on a CPU, with the extension built.
@@ -27,6 +30,12 @@ def fits_cpu(weight_OD: Tensor, gated: bool = False) -> bool:
         return False
     out, width = weight_OD.shape
     return weight_OD.is_contiguous() and _C.dense_fits(DTYPES[weight_OD.dtype], width, out, gated)
+
+
+def multiplies_bf16(weight_OD: Tensor) -> bool:
+    """Whether backend "cpu" takes this weight in bf16 and multiplies it as it is."""
+    bf16 = weight_OD.dtype == torch.bfloat16
+    return bf16 and fits_cpu(weight_OD) and _C.instruction_set() in MULTIPLY_BF16
 
 
 def dense(
@@ -39,6 +48,7 @@ def dense(
     residual_NO: Tensor | None = None,
     gated: bool = False,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
     backend: str = "torch",
 ) -> Tensor:
     """residual + norm(x) weight^T + bias: [N, O], of `dtype` (x's where None).
@@ -47,12 +57,14 @@ def dense(
     `gated`: the weight holds O / 2 gates, then as many others: silu(gate) * other, [N, O / 2]
     (Shazeer 2020). `backend`: "torch", with gradients; "cpu", without, where `fits_cpu`. Both round
     to x's dtype after the norm, the product, silu, and at the end. With another `dtype` the product
-    is not rounded, and has neither gates nor a residual. The sampler calls it for the head; the
-    layers' products are the same kernel within `csrc/layer.h`.
+    is not rounded, and has neither gates nor a residual. `out` is what "cpu" writes, rows anywhere.
+    The sampler and the loss call it for the head; the layers' products are the same kernel within
+    `csrc/layer.h`.
     """
+    assert out is None or (backend == "cpu" and dtype is None and out.stride(1) == 1)
     assert dtype in (None, x_ND.dtype) or not (gated or residual_NO is not None)
     if backend == "cpu":
-        return _native(x_ND, weight_OD, bias_O, norm_D, eps, residual_NO, gated, dtype)
+        return _native(x_ND, weight_OD, bias_O, norm_D, eps, residual_NO, gated, dtype, out)
     if norm_D is not None:
         x_ND = F.rms_norm(x_ND, norm_D.shape, norm_D, eps)
     if dtype in (None, x_ND.dtype):
@@ -79,18 +91,19 @@ def _native(
     residual_NO: Tensor | None,
     gated: bool,
     dtype: torch.dtype | None,
+    out_NO: Tensor | None,
 ) -> Tensor:
     assert _C is not None and fits_cpu(weight_OD, gated)
     assert x_ND.stride(1) == 1 and x_ND.shape[1] == weight_OD.shape[1]
     for other in (bias_O, norm_D, residual_NO):
         assert other is None or (other.dtype == x_ND.dtype and other.stride(-1) == 1)
     assert weight_OD.dtype == x_ND.dtype
-    dtype = dtype or x_ND.dtype
     rows, out = len(x_ND), len(weight_OD)
-    out_NO = torch.empty(rows, out // 2 if gated else out, dtype=dtype)
+    if out_NO is None:
+        out_NO = torch.empty(rows, out // 2 if gated else out, dtype=dtype or x_ND.dtype)
     _C.dense(
-        DTYPES[x_ND.dtype], DTYPES[dtype], x_ND.data_ptr(), x_ND.stride(0), address(norm_D), eps,
-        weight_OD.data_ptr(), address(bias_O), address(residual_NO),
+        DTYPES[x_ND.dtype], DTYPES[out_NO.dtype], x_ND.data_ptr(), x_ND.stride(0),
+        address(norm_D), eps, weight_OD.data_ptr(), address(bias_O), address(residual_NO),
         0 if residual_NO is None else residual_NO.stride(0), out_NO.data_ptr(), out_NO.stride(0),
         rows, x_ND.shape[1], out, gated, torch.get_num_threads(),
     )  # fmt: skip

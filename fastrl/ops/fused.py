@@ -11,6 +11,8 @@ from fastrl.kernels import scale as _scale
 from fastrl.losses import KERNEL_CORRECTIONS, KERNEL_LOSSES, LossSpec, Rows, log_bounds
 from fastrl.ops.rows import Filters, LogitRows, Noise
 
+WRITES_HALVES = True
+
 
 def _rows(x: LogitRows) -> tuple:
     mask = None if x.mask_N is None else x.mask_N.contiguous()

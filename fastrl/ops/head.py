@@ -2,8 +2,9 @@
 
 Each chunk of logits is a matrix product, and the row kernels write its gradient over it. The
 products are the floor: 2 N V D operations forward, 6 N V D with the gradient in the forward. Half
-precision stays so on a GPU's tensor cores: only what a product takes is rounded, its sums, the
-logits and the accumulated gradients are fp32. A CPU has no such products, and takes fp32 for all.
+precision stays so on a GPU's tensor cores, and in bf16 on CPUs with instructions for it: only what
+a product takes is rounded, its sums, the logits and the accumulated gradients are fp32 (a CPU's
+products for gradients are rounded before they are accumulated). Other CPUs take fp32 for all.
 
 Legend: N: rows (tokens), C: those of a chunk, D: hidden width, V: vocabulary.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastrl.losses import LossSpec, Rows
+from fastrl.ops.dense import dense, multiplies_bf16
 from fastrl.ops.library import on_large_pages
 from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 
@@ -26,19 +28,21 @@ CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 352
 GPU_CHUNK_BYTES = 1 << 30  # not yet measured
 
 
-def keeps_half_precision(x: Tensor) -> bool:
+def keeps_half_precision(weight: Tensor) -> bool:
     """Whether products take the halves as they are, with sums and results in fp32."""
-    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+    if weight.device.type == "cuda":
+        return weight.dtype in (torch.bfloat16, torch.float16)
+    return multiplies_bf16(weight)
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a @ b; halves are multiplied as they are where `out` is fp32."""
+    """out = a @ b; halves are multiplied as they are where `out` is fp32, on a CPU rounded then."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif a.device.type == "cuda":
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
-        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+        out.copy_(torch.mm(a, b))
 
 
 def add_mm(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -48,7 +52,7 @@ def add_mm(out: Tensor, a: Tensor, b: Tensor) -> None:
     elif a.device.type == "cuda":
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
     else:
-        out.addmm_(a.to(out.dtype), b.to(out.dtype))
+        out += torch.mm(a, b)
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,11 @@ class Chunk:
 class _Products:
     """The matrix products of a head, in fp32 (fp64 for fp64), and their accumulated gradients."""
 
-    def __init__(self, x: HeadRows) -> None:
+    def __init__(self, kernels: Kernels, x: HeadRows) -> None:
         self.x = x
-        self.half = keeps_half_precision(x.hidden_ND)
+        self.half = keeps_half_precision(x.weight_VD)
+        # fp32 logits may have a gradient in half precision, in memory of its own
+        self.apart = self.half and kernels.WRITES_HALVES
         self.input_dtype = x.hidden_ND.dtype if self.half else x.dtype
         self.weight_VD = x.weight_VD[: x.valid].to(self.input_dtype)
         self.bias_V = None if x.bias_V is None else x.bias_V[: x.valid].to(x.dtype)
@@ -105,7 +111,7 @@ class _Products:
     def chunks(self, index_M: Tensor) -> Iterator[Chunk]:
         """Every row in chunks; the memory of logits and their gradient is used again."""
         x = self.x
-        size = x.dtype.itemsize + (self.input_dtype.itemsize if self.half else 0)
+        size = x.dtype.itemsize + (self.input_dtype.itemsize if self.apart else 0)
         budget = GPU_CHUNK_BYTES if x.hidden_ND.device.type == "cuda" else CHUNK_BYTES
         rows = min(len(index_M), max(1, CHUNK_ROWS, budget // (size * x.valid)))
         if not rows:
@@ -114,20 +120,14 @@ class _Products:
         rows = -(-len(index_M) // -(-len(index_M) // rows))
         device = x.hidden_ND.device
         memory = on_large_pages(torch.empty(rows, x.valid, dtype=x.dtype, device=device))
-        gradients = torch.empty_like(memory, dtype=self.input_dtype) if self.half else memory
+        gradients = torch.empty_like(memory, dtype=self.input_dtype) if self.apart else memory
         for index_C in index_M.split(rows):
             hidden_CD = x.hidden_ND[index_C].to(self.input_dtype)
             mask_C = None if x.compact or x.mask_N is None else x.mask_N[index_C]
             if mask_C is not None:  # a masked row may hold a NaN, and 0 * NaN is one
                 hidden_CD = torch.where(mask_C[:, None], hidden_CD, 0.0)
             logits_CV = memory[: len(index_C)]
-            if self.bias_V is None:
-                mm(hidden_CD, self.weight_VD.T, logits_CV)
-            elif self.half:
-                mm(hidden_CD, self.weight_VD.T, logits_CV)
-                logits_CV += self.bias_V
-            else:
-                torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
+            self._logits(hidden_CD, logits_CV)
             t = x.temperature
             rows_C = LogitRows(
                 logits_CV, x.targets_N[index_C], mask_C, t[index_C] if isinstance(t, Tensor) else t,
@@ -135,8 +135,19 @@ class _Products:
             )  # fmt: skip
             yield Chunk(index_C, hidden_CD, rows_C, gradients[: len(index_C)])
 
+    def _logits(self, hidden_CD: Tensor, logits_CV: Tensor) -> None:
+        if self.half and hidden_CD.device.type == "cpu":
+            dense(hidden_CD, self.weight_VD, out=logits_CV, backend="cpu")
+        elif self.half or self.bias_V is None:
+            mm(hidden_CD, self.weight_VD.T, logits_CV)
+        else:
+            torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
+        if self.half and self.bias_V is not None:
+            logits_CV += self.bias_V
+
     def add(self, index_C: Tensor, hidden_CD: Tensor, dlogits_CV: Tensor) -> None:
         """Accumulate the gradients of hidden states, weight and bias from those of the logits."""
+        dlogits_CV = dlogits_CV.to(self.input_dtype)
         first = self.gradients is None
         if self.gradients is None:
             self.gradients = self._memory()
@@ -178,7 +189,7 @@ class _Products:
 def statistics(kernels: Kernels, x: HeadRows) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the unmasked rows, 0 elsewhere, [N] each."""
     logprobs_N, entropy_N = x.zeros(), x.zeros()
-    for chunk in _Products(x).chunks(x.rows(x.mask_N)):
+    for chunk in _Products(kernels, x).chunks(x.rows(x.mask_N)):
         logprobs_N[chunk.index_C], entropy_N[chunk.index_C] = kernels.statistics(chunk.rows)
     return logprobs_N, entropy_N
 
@@ -190,7 +201,7 @@ def gradient(
     needed_N = (a_N != 0) | (g_N != 0)
     if x.mask_N is not None:
         needed_N &= x.mask_N
-    products = _Products(x)
+    products = _Products(kernels, x)
     for chunk in products.chunks(x.rows(needed_N)):
         a_C, g_C = a_N[chunk.index_C], g_N[chunk.index_C]
         kernels.gradient(chunk.rows, a_C, g_C, chunk.gradient_CV)
@@ -203,7 +214,7 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Losses, log-probs and entropies [N] and the gradients (empty if unwanted)."""
     losses_N, logprobs_N, entropy_N = x.zeros(), x.zeros(), x.zeros()
-    products = _Products(x)
+    products = _Products(kernels, x)
     # without an advantage or an entropy term a row has no gradient, before anything is computed;
     # the chunks are those of `statistics`, so that log-probs have its bits
     active_N = (rows.advantages != 0) | (spec.entropy_coef != 0)

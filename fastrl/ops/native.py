@@ -11,6 +11,7 @@ from fastrl.ops.rows import Filters, LogitRows, Noise
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 LARGE_BYTES = 1 << 23
+WRITES_HALVES = False  # the gradient has the dtype of the logits
 
 
 def address(tensor: Tensor | None) -> int:

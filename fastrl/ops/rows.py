@@ -74,6 +74,8 @@ class Noise:
 class Kernels(Protocol):
     """What a backend offers; results are fp32 (fp64 for fp64 logits), 0 in masked rows."""
 
+    WRITES_HALVES: bool  # whether the gradient of fp32 logits may be in half precision
+
     def statistics(self, x: LogitRows) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies, [N] each."""
 

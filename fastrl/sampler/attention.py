@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl import varlen
 from fastrl.attention import Rotary
 from fastrl.ops.library import HAS_TRITON
-from fastrl.sampler import native, varlen
+from fastrl.sampler import native
 from fastrl.sampler.cache import PagedCache
+from fastrl.sampler.chunks import Chunks
 
 ROWS = 1024  # of one call of the Triton kernel
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,9 +74,9 @@ class PagedAttention:
         self.backends = backends or choose(cache.device, cache.k[0].dtype, cache.k[0].shape[3])
         self.context = (positions + 1).to(torch.int32)
         self.threads = torch.get_num_threads()
-        self.chunks: varlen.Chunks | None = None
+        self.chunks: Chunks | None = None
         if self.backends.prefill in varlen.FUNCTIONS and chunk_rows is not None:
-            self.chunks = varlen.Chunks.of(chunk_rows, self)
+            self.chunks = Chunks.of(chunk_rows, self)
         if self.backends.decode != "cpu":
             self.write_slots = self.slots(row_table.long(), positions.clamp(min=0))
 

@@ -16,6 +16,7 @@ import torch
 from fastrl import ops
 from fastrl.errors import UsageError
 from fastrl.model import Decoder
+from fastrl.ops.dense import MULTIPLY_BF16
 from fastrl.sampler import memory, native
 from fastrl.sampler.attention import choose
 from fastrl.sampler.blocks import BlockPool
@@ -145,7 +146,7 @@ class Sampler:
             return words
         which = native.instruction_set()
         words += f", layers in C++ ({which})"
-        if weight.dtype == torch.bfloat16 and which not in native.MULTIPLY_BF16:
+        if weight.dtype == torch.bfloat16 and which not in MULTIPLY_BF16:
             words += "; this processor has no products in bfloat16: float32 is faster"
         return words
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     Layers: TypeAlias = list[LayerWeights]
 
-MULTIPLY_BF16 = ("amx", "avx512_bf16")  # instruction sets with products in bf16
 DTYPES_HERE = (torch.float32, torch.bfloat16)
 
 
