@@ -73,12 +73,6 @@ void pack(const Dense& d, int64_t first_row, int64_t rows, uint32_t* panel) {
     }
 }
 
-FASTRL_INLINE Floats silu(Floats gate) {
-    const Floats e = exp_of_negative(gate < 0.0f ? gate : -gate);
-    const Floats value = gate * ((gate < 0.0f ? e : splat(1.0f)) / (1.0f + e));
-    return gate == gate ? value : gate;
-}
-
 // Two numbers in bf16 a word, the first in its lower half.
 FASTRL_INLINE Ints pairs_of(Floats low, Floats high) {
 #if defined(FASTRL_DOT_BF16)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "dense.h"
+#include "layer_rows.h"
 #include "paged_attention.h"
 #include "rows.h"
 
@@ -22,6 +23,7 @@ struct InstructionSet {
     const DenseFunctions* dense;
     const DenseFunctions* dense_bf16;
     const AttentionFunctions* attention;
+    const LayerRowFunctions* layer_rows;
     bool (*runs_here)();
 };
 

@@ -10,6 +10,7 @@
 #include "grading/module.h"
 #include "instruction_sets.h"
 #include "layer.h"
+#include "layer_rows.h"
 #include "loss.h"
 #include "paged_attention.h"
 #include "sample.h"
@@ -116,6 +117,29 @@ void layer(const fastrl::LayerWeights& weights, uintptr_t x, uintptr_t out, uint
     fastrl::layer(weights, attention, pointer<const void>(x), pointer<void>(out), threads);
 }
 
+fastrl::NormRows norm_rows(int dtype, uintptr_t x, uintptr_t weight, float eps, int64_t rows,
+                           int64_t width, uintptr_t scales) {
+    return {static_cast<fastrl::DType>(dtype),
+            pointer<const void>(x),
+            pointer<const void>(weight),
+            eps,
+            rows,
+            width,
+            pointer<float>(scales)};
+}
+
+void rotate_rows(int dtype, uintptr_t x, int64_t x_stride, uintptr_t cos, uintptr_t sin,
+                 int64_t rows, int64_t heads, int64_t dim, bool back, uintptr_t out, int threads) {
+    fastrl::rotate_rows(
+        {static_cast<fastrl::DType>(dtype), pointer<const void>(x), x_stride,
+         pointer<const float>(cos), pointer<const float>(sin), rows, heads, dim, back},
+        pointer<void>(out), threads);
+}
+
+fastrl::SwigluRows swiglu_rows(int dtype, uintptr_t gate_up, int64_t rows, int64_t width) {
+    return {static_cast<fastrl::DType>(dtype), pointer<const void>(gate_up), rows, width};
+}
+
 fastrl::Logits logits(uintptr_t data, int dtype, int64_t stride, int64_t rows, int64_t valid,
                       int64_t vocab, uintptr_t targets, uintptr_t mask, uintptr_t temperatures,
                       float temperature, float softcap, float logit_scale) {
@@ -192,6 +216,38 @@ PYBIND11_MODULE(_C, m) {
     m.def("dense_fits", [](int dtype, int64_t width_in, int64_t width_out, bool gated) {
         return fastrl::dense_fits(static_cast<fastrl::DType>(dtype), width_in, width_out, gated);
     });
+    py::class_<fastrl::NormRows>(m, "NormRows")
+        .def(py::init(&norm_rows))
+        .def(
+            "forward",
+            [](const fastrl::NormRows& n, uintptr_t y, int threads) {
+                fastrl::norm_rows(n, pointer<void>(y), threads);
+            },
+            released())
+        .def(
+            "backward",
+            [](const fastrl::NormRows& n, uintptr_t dy, uintptr_t dx, uintptr_t dweight,
+               int threads) {
+                fastrl::norm_rows_gradient(n, pointer<const void>(dy), pointer<void>(dx),
+                                           pointer<void>(dweight), threads);
+            },
+            released());
+    m.def("rotate_rows", &rotate_rows, released());
+    py::class_<fastrl::SwigluRows>(m, "SwigluRows")
+        .def(py::init(&swiglu_rows))
+        .def(
+            "forward",
+            [](const fastrl::SwigluRows& s, uintptr_t out, int threads) {
+                fastrl::swiglu_rows(s, pointer<void>(out), threads);
+            },
+            released())
+        .def(
+            "backward",
+            [](const fastrl::SwigluRows& s, uintptr_t dout, uintptr_t dgate_up, int threads) {
+                fastrl::swiglu_rows_gradient(s, pointer<const void>(dout), pointer<void>(dgate_up),
+                                             threads);
+            },
+            released());
     py::class_<fastrl::Logits>(m, "Logits").def(py::init(&logits));
     m.def("row_statistics", &row_statistics, released());
     m.def("row_gradient", &row_gradient, released());

@@ -113,10 +113,13 @@ bool allowed() {
 
 }  // namespace amx
 
-const InstructionSet amx_set = {
-    "amx", avx512_set.rows, avx512_set.dense, &amx::tiles, avx512_bf16_set.attention, [] {
-        return avx512_bf16_set.runs_here() && amx::allowed();
-    }};
+const InstructionSet amx_set = {"amx",
+                                avx512_set.rows,
+                                avx512_set.dense,
+                                &amx::tiles,
+                                avx512_bf16_set.attention,
+                                avx512_set.layer_rows,
+                                [] { return avx512_bf16_set.runs_here() && amx::allowed(); }};
 
 }  // namespace fastrl
 #endif

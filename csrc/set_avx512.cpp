@@ -9,6 +9,7 @@
 #define FASTRL_WIDTH 16
 #include "attention_kernel.h"
 #include "dense_kernel.h"
+#include "layer_rows_kernel.h"
 #include "row_functions.h"
 
 namespace fastrl {
@@ -17,6 +18,7 @@ const InstructionSet avx512_set = {"avx512",
                                    &avx512::dense_of<float>,
                                    &avx512::dense_of<avx512::BFloat16>,
                                    &avx512::attention,
+                                   &avx512::layer_rows,
                                    [] {
                                        return avx2_set.runs_here() &&
                                               __builtin_cpu_supports("avx512f") &&

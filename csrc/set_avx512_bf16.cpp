@@ -18,6 +18,7 @@ const InstructionSet avx512_bf16_set = {
     avx512_set.dense,
     &avx512_bf16::dense_of<avx512_bf16::BFloat16>,
     &avx512_bf16::attention,
+    avx512_set.layer_rows,
     [] { return avx512_set.runs_here() && __builtin_cpu_supports("avx512bf16"); }};
 }  // namespace fastrl
 #endif

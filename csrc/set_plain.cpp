@@ -5,6 +5,7 @@
 #define FASTRL_WIDTH 4
 #include "attention_kernel.h"
 #include "dense_kernel.h"
+#include "layer_rows_kernel.h"
 #include "row_functions.h"
 
 namespace fastrl {
@@ -13,5 +14,6 @@ const InstructionSet plain_set = {"plain",
                                   &plain::dense_of<float>,
                                   &plain::dense_of<plain::BFloat16>,
                                   &plain::attention,
+                                  &plain::layer_rows,
                                   [] { return true; }};
 }  // namespace fastrl

@@ -223,6 +223,15 @@ FASTRL_INLINE Floats exp_of_negative(Floats t) {
     return t == t ? e : t;
 }
 
+// 1 / (1 + e^-x); a NaN stays one.
+FASTRL_INLINE Floats sigmoid(Floats x) {
+    const Floats e = exp_of_negative(x < 0.0f ? x : -x);
+    const Floats value = (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
+    return x == x ? value : x;
+}
+
+FASTRL_INLINE Floats silu(Floats x) { return x * sigmoid(x); }
+
 // To 2 units in the last place. The polynomial is the minimax of tanh(u) / u on [0, 0.6].
 FASTRL_INLINE Floats tanh(Floats u) {
     const Floats size = as_floats(as_ints(u) & 0x7fffffff), square = u * u;

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from fastrl.ops.layer_rows import rotate
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ class Rotary:
 
     def __call__(self, x_NHh: Tensor) -> Tensor:
         """Every head rotated, rounded once to x's dtype."""
-        first, second = x_NHh.to(self.cos_Na.dtype).chunk(2, dim=-1)
-        cos, sin = self.cos_Na[:, None], self.sin_Na[:, None]
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return rotated.to(x_NHh.dtype)
+        return rotate(x_NHh, self.cos_Na, self.sin_Na)
 
 
 class AttentionContext(Protocol):

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from fastrl.attention import AttentionContext, LayerAttention, Rotary
 from fastrl.errors import UsageError
 from fastrl.model_config import DecoderConfig, Llama3Scaling, rotary_frequencies
+from fastrl.ops.layer_rows import rms_norm, swiglu
 from fastrl.packed_attention import PackedAttention
 
 __all__ = [
@@ -48,7 +49,7 @@ class _RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class DecoderLayer(nn.Module):
@@ -91,8 +92,7 @@ class DecoderLayer(nn.Module):
             q_NHh, k_NKh = self.q_norm(q_NHh), self.k_norm(k_NKh)
         attended_NHh = attention.attend(self.index, q_NHh, k_NKh, v_NKh)
         hidden_ND = hidden_ND + self.o(attended_NHh.flatten(1))
-        gate_NF, up_NF = self.gate_up(self.mlp_norm(hidden_ND)).chunk(2, dim=-1)
-        return hidden_ND + self.down(F.silu(gate_NF) * up_NF)
+        return hidden_ND + self.down(swiglu(self.gate_up(self.mlp_norm(hidden_ND))))
 
 
 class Decoder(nn.Module):
