@@ -170,6 +170,11 @@ class TrainConfig:
     checkpoint_activations: bool = setting(
         False, "keep a layer's input alone and compute the layer again in the backward pass"
     )
+    keep_gathered: bool = setting(
+        True,
+        "of several processes, each keeps whole parameters and its own gradient for a whole step;"
+        " false: a layer at a time, and a shard of the reference",
+    )
 
 
 @dataclass(frozen=True)
