@@ -143,7 +143,7 @@ def gradient_alone():
     return gradients(ALONE)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_gradient_of_a_batch_is_that_of_one_process(tmp_path, gradient_alone, processes):
     script, out = Path(__file__).with_name("distributed_gradient.py"), tmp_path / "out.safetensors"
     code, _, err = ended(torchrun(processes, sys.executable, str(script), str(out)))
@@ -235,6 +235,7 @@ def test_a_users_mistake_is_one_sentence_on_every_process(tmp_path):
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.slow
 def test_a_directory_in_use_is_refused(alone):
     code, out, err = ended(train(2, alone))
     (line,) = said(err)
