@@ -84,21 +84,23 @@ class Optimizer:
             return norm
         clip = self.config.grad_clip
         scale = clip / norm if clip and norm > clip else 1.0
-        for master, p in zip(self.masters, self.params, strict=True):
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr_at(step)
+        for master, x, p in zip(self.masters, self.pieces, self.params, strict=True):
             if p.grad is None:
                 continue
             if master is not p:
-                master.grad = piece(p.grad).to(master.dtype)
+                master.grad, p.grad = piece(p.grad).to(master.dtype), None
             assert master.grad is not None
             if scale != 1.0:
                 master.grad.mul_(scale)
-        for group in self.adamw.param_groups:
-            group["lr"] = self.lr_at(step)
-        self.adamw.step()
-        with torch.no_grad():
-            for master, x in zip(self.masters, self.pieces, strict=True):
-                if master is not x:
+            if master is not x:
+                # one at a time: the gradients in fp32 never are in memory together
+                self.adamw.step()
+                master.grad = None
+                with torch.no_grad():
                     x.copy_(master)
+        self.adamw.step()  # those that are their own masters
         self.zero_grad()
         return norm
 
