@@ -16,37 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrl.model import Decoder, DecoderConfig, Llama3Scaling, PackedAttention, load_model
+from fastrl.model import Decoder, DecoderConfig, PackedAttention, load_model
 from fastrl.sampler import Sampler, SamplingParams
+from fastrl.shapes import SHAPES
 from fastrl.types import Completion
 from fastrl.weights import hf_tensors
 
 Prompts = Sequence[Sequence[int]]
 SMOLLM2 = Path("~/.cache/fastrl/smollm2-135m-instruct")  # where bench/fetch_smollm2.py puts it
-# family, vocabulary, width, inner width, layers, heads, key/value heads, head dimension, context
-SHAPES = {
-    "SmolLM2-135M": DecoderConfig(
-        "llama", 49152, 576, 1536, 30, 9, 3, 64, 8192,
-        tie_embeddings=True, rope_theta=1e5, eps=1e-5,
-    ),
-    "Qwen3-0.6B": DecoderConfig(
-        "qwen3", 151936, 1024, 3072, 28, 16, 8, 128, 40960,
-        tie_embeddings=True, rope_theta=1e6, qk_norm=True,
-    ),
-    "Qwen2.5-3B": DecoderConfig(
-        "qwen2", 151936, 2048, 11008, 36, 16, 2, 128, 32768,
-        tie_embeddings=True, rope_theta=1e6, qkv_bias=True,
-    ),
-    "Llama-3.2-3B": DecoderConfig(
-        "llama", 128256, 3072, 8192, 28, 24, 8, 128, 131072,
-        tie_embeddings=True, rope_theta=5e5, eps=1e-5,
-        rope_scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192),
-    ),
-    "Qwen3-4B": DecoderConfig(
-        "qwen3", 151936, 2560, 9728, 36, 32, 8, 128, 262144,
-        tie_embeddings=True, rope_theta=5e6, qk_norm=True,
-    ),
-}  # fmt: skip
 TIE = 1e-4  # greedy choices may differ between logits this close
 SAMENESS = 1e-4  # fp32 log-probs across batch compositions
 

@@ -98,6 +98,20 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--help-metrics", action="store_true", help="every metric, its unit and meaning"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="configuration, data, memory and time of the run, without weights; exit code 2 if it"
+        " does not fit",
+    )
+    parser.add_argument("--gpu", default="", metavar="NAME", help="of a dry run: for this GPU")
+    parser.add_argument(
+        "--memory", default="", metavar="SIZE", help="of a dry run: the device's memory, as 80GB"
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="of a dry run: processes, a device each"
+    )
+    parser.add_argument("--json", action="store_true", help="of a dry run: as one JSON object")
 
 
 def train_command(known: argparse.Namespace, rest: list[str]) -> int:
@@ -107,14 +121,28 @@ def train_command(known: argparse.Namespace, rest: list[str]) -> int:
 
         print(help_text())
         return OK
+    settings = config.Config()
+    if rest and not rest[0].startswith("--"):
+        settings = config.read_toml(rest.pop(0))
+    settings = config.parse_overrides(settings, rest)
+    if known.dry_run:
+        return _dry_run(settings, known)
+    for name in ("gpu", "memory", "processes", "json"):
+        if getattr(known, name):
+            raise UsageError(f"--{name} is of a dry run; add --dry-run or leave it out")
     with joined() as world:
-        settings = config.Config()
-        if rest and not rest[0].startswith("--"):
-            settings = config.read_toml(rest.pop(0))
-        settings = config.parse_overrides(settings, rest)
         from fastrl.run import start
 
         return _run(lambda say: start(settings, world), world)
+
+
+def _dry_run(settings: config.Config, known: argparse.Namespace) -> int:
+    from fastrl.dry_run import Assumed, dry_run
+
+    processes = 1 if known.processes is None else known.processes
+    found = dry_run(settings, Assumed(known.gpu, known.memory, processes))
+    print(json.dumps(found.to_dict(), indent=1) if known.json else found)
+    return USAGE if found.refusal else OK
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -139,11 +167,11 @@ def _run(make: Callable, world: World) -> int:
     objective, files = run.objective, run.directory
     title = f"{objective.name} ({objective.study_name}): converges to {objective.target}"
     print(title, flush=True)
-    with Display(run.step, run.config.train.max_steps) as display:
+    with Display(run.step, run.config.train.max_steps, memory=run.memory) as display:
         display.say(
             f"model {run.config.model.name}, data {run.config.data.source}, run in {files.path}"
         )
-        for line in run.notes:
+        for line in (*run.notes, str(run.memory)):
             display.say(line)
         if run.step == 0:
             for split in ("validation", "test"):

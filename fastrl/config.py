@@ -31,6 +31,9 @@ class ModelConfig:
         "auto", "auto: fp32 on CPU, bf16 on GPU"
     )
     device: str = setting("auto", "auto, cpu or cuda")
+    random_init: bool = setting(
+        False, "fresh random weights at the model's shapes, from its config.json or its hub id"
+    )
 
 
 @dataclass(frozen=True)
@@ -163,12 +166,12 @@ class TrainConfig:
     seed: int = setting(42, "of every random number of the run")
     output_dir: str = setting("", "run directory; empty: runs/OBJECTIVE-DATE")
     max_tokens_per_batch: int = setting(8192, "rows of a micro-batch")
+    checkpoint_activations: Literal["auto", "on", "off"] = setting(
+        "auto", "compute a layer again in the backward pass; auto: where it would not fit otherwise"
+    )
     threads: int = setting(0, "CPU threads; 0: torch's choice")
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto", "compute the prompt of a group once in training too; auto: where it pays"
-    )
-    checkpoint_activations: bool = setting(
-        False, "keep a layer's input alone and compute the layer again in the backward pass"
     )
     keep_gathered: bool = setting(
         True,
@@ -289,7 +292,7 @@ def _coerce(key: str, value: Any, hint: Any, *, from_text: bool) -> Any:
     return dict(value)
 
 
-def _with_values(config: Config, values: Mapping[str, Any], *, from_text: bool) -> Config:
+def with_values(config: Config, values: Mapping[str, Any], *, from_text: bool) -> Config:
     """`config` with the `table.key` entries of `values` replaced."""
     for key, value in values.items():
         table, _, name = key.partition(".")
@@ -337,7 +340,7 @@ def read_toml(path: str | Path, base: Config | None = None) -> Config:
                 f"the tables are {', '.join(TABLES)}"
             )
         values.update({f"{table}.{name}": value for name, value in content.items()})
-    return _with_values(base or Config(), values, from_text=False)
+    return with_values(base or Config(), values, from_text=False)
 
 
 def parse_overrides(config: Config, arguments: Sequence[str]) -> Config:
@@ -363,7 +366,7 @@ def parse_overrides(config: Config, arguments: Sequence[str]) -> Config:
             elif known:
                 raise UsageError(f"--{name} needs a value; give --{name} VALUE")
         values[key] = value
-    return _with_values(config, values, from_text=True)
+    return with_values(config, values, from_text=True)
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

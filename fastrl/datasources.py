@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastrl.errors import UsageError
+from fastrl.errors import Unavailable, UsageError
 
 TEMPLATE = "{prompt}\n\nThink step by step, then give the final answer inside \\boxed{}."
 SPLITS = ("train", "validation", "test")
@@ -352,7 +352,7 @@ def _hub(repo: str, config: str | None, split: str) -> Iterator[Row]:
     try:
         data = load_dataset(repo, config, split=split)
     except Exception as error:  # the library raises whatever its back ends raise
-        raise UsageError(
+        raise Unavailable(
             f"the data set {repo} (split {split}) cannot be loaded: {type(error).__name__}:"
             f" {str(error).splitlines()[0] if str(error) else ''}; check the name and the"
             " connection, or give a local file"

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from fastrl.memory_plan import MemoryPlan
 from fastrl.signals import StopOnSignal
 
 PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
@@ -27,9 +28,16 @@ class _TwoLines(Progress):
 class Display:
     """Live lines on a terminal: step, accuracy, KL, length, tokens/s, time left; else plain."""
 
-    def __init__(self, start: int, total: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        start: int,
+        total: int,
+        console: Console | None = None,
+        memory: MemoryPlan | None = None,
+    ) -> None:
+        """`memory`: the plan that the peak of the first step is compared with."""
         self.console = console or Console()
-        self.total = total
+        self.start, self.total, self.memory = start, total, memory
         self._stop = StopOnSignal(
             lambda: self.say("stopping after this step; once more stops at once")
         )
@@ -91,6 +99,9 @@ class Display:
         """Show a finished step."""
         figures = step_figures(metrics)
         self.progress.update(self.task, completed=metrics["step"], figures=figures)
+        if self.memory is not None and metrics["step"] == self.start + 1:
+            peak = metrics["peak_memory_bytes"]
+            self.say(self.memory.compared(peak, with_moments=self.start > 0))
         last = metrics["step"] == self.total
         if not self.console.is_terminal and (metrics["step"] % self.every == 0 or last):
             self.say(f"step {metrics['step']}/{self.total}  {figures}")

@@ -1,4 +1,4 @@
-"""The error that is the user's to mend."""
+"""The errors that are the user's to mend."""
 
 
 class UsageError(ValueError):
@@ -6,3 +6,7 @@ class UsageError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Unavailable(UsageError):
+    """Something of a hub that cannot be had now; the request itself may be right."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from fastrl.device_memory import peak_memory_bytes
 from fastrl.distributed import ALONE, World
 from fastrl.grading import count_reasons
 from fastrl.objectives import Objective
@@ -180,13 +179,6 @@ def token_ledger(lengths: np.ndarray, roles: Sequence[str]) -> dict[str, int]:
             f"{missing} sampled tokens are neither trained, masked, filtered nor failed"
         )
     return ledger
-
-
-def peak_memory_bytes() -> int:
-    """Peak device memory with a GPU in use, else the peak resident memory of the process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _plain(value: Any) -> Any:

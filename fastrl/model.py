@@ -232,11 +232,12 @@ def _dtype(
     return found
 
 
-def resolve_model(name_or_dir: str | Path) -> Path:
+def resolve_model(name_or_dir: str | Path, *, weights: bool = True) -> Path:
     """The local directory of a model: the embedded one's, the one given, or the hub's snapshot.
 
-    A hub id ORG/NAME is downloaded once into huggingface_hub's cache: JSON, safetensors and the
-    tokenizer's files, no pickle. Raises UsageError where there is no such model.
+    A hub id ORG/NAME is downloaded once into huggingface_hub's cache: JSON, safetensors (but not
+    without `weights`) and the tokenizer's files, no pickle. Raises UsageError where there is no
+    such model.
     """
     name = str(name_or_dir)
     if name.partition(":")[0] == "embedded":
@@ -259,8 +260,9 @@ def resolve_model(name_or_dir: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    patterns = [p for p in HUB_FILES if weights or not p.endswith(".safetensors")]
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(

@@ -47,6 +47,11 @@ class Tokenized:
                 " data.max_prompt_tokens or lower sampling.max_tokens"
             )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.token_ids))
+
     def report(self) -> list[str]:
         """A line on prompts that were left out, if any."""
         if not self.too_long:

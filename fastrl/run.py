@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,24 +20,28 @@ from fastrl.checkpoint import (
     write_checkpoint,
 )
 from fastrl.config import Config, read_toml
-from fastrl.datasources import Example, load_examples, test_split
+from fastrl.datasources import Example
 from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
 from fastrl.evaluate import Evaluation, evaluate
+from fastrl.fit import MAX_RUNNING
 from fastrl.lint_golds import check_golds
 from fastrl.losses import LossSpec
+from fastrl.memory_plan import MemoryPlan
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.optim import Optimizer
-from fastrl.prompts import PromptStream, Tokenized
+from fastrl.preparation import Preparation, prepare
+from fastrl.prompts import PromptStream
+from fastrl.random_init import random_model, random_sha256, save_random_model
 from fastrl.rewards import Rewarder
 from fastrl.run_directory import RunDirectory
 from fastrl.sampler import Sampler, SamplingParams
 from fastrl.sharding import gathered, shard
 from fastrl.shares import pack_share, score_share
-from fastrl.tokenizer import Tokenizer, load_tokenizer
+from fastrl.tokenizer import Tokenizer
 from fastrl.train import Learner
-from fastrl.weights import save_model
+from fastrl.weights import load_weights, save_model
 
 if TYPE_CHECKING:
     from fastrl.display import Display
@@ -57,6 +62,7 @@ class Run:
     rewarder: Rewarder
     held_out: Mapping[str, Sequence[Example]]  # "validation" and "test", where asked for
     notes: list[str]  # what the user should know before the first step
+    memory: MemoryPlan
     step: int  # optimiser steps done
     tokens_sampled: int
 
@@ -102,12 +108,19 @@ class Run:
 
     def save_checkpoint(self) -> Path:
         """Write checkpoints/step_N of the state as it is."""
-        policy = self.learner.policy
+        policy, model = self.learner.policy, self.config.model
         assert isinstance(policy, Decoder)
+
+        def write(path: Path) -> None:
+            if model.random_init:
+                save_random_model(policy, self.tokenizer, path)
+            else:
+                save_model(policy, resolve_model(model.name), path)
+
         with gathered(policy, keep=self.learner.keep_gathered):
             return write_checkpoint(
                 self.directory.checkpoints,
-                lambda path: save_model(policy, resolve_model(self.config.model.name), path),
+                write,
                 self.learner.optimizer,
                 TrainerState(self.step, self.prompts.position, self.tokens_sampled),
                 self.learner.world,
@@ -134,71 +147,12 @@ def loss_spec(config: Config) -> tuple[LossSpec, str]:
     return spec, loss.advantage
 
 
-def check_numbers(config: Config) -> None:
-    """Raise UsageError for counts and lengths that no run can have."""
-    sampling, train = config.sampling, config.train
-    for key, value, least in (
-        ("sampling.prompts_per_step", sampling.prompts_per_step, 1),
-        ("sampling.responses_per_prompt", sampling.responses_per_prompt, 2),
-        ("sampling.max_tokens", sampling.max_tokens, 1),
-        ("train.max_steps", train.max_steps, 1),
-        ("train.max_tokens_per_batch", train.max_tokens_per_batch, 1),
-        ("train.seed", train.seed, 0),
-        ("train.threads", train.threads, 0),
-        ("eval.prompts", config.eval.prompts, 0),
-        ("eval.samples", config.eval.samples, 1),
-        ("eval.every", config.eval.every, 0),
-        ("eval.test_prompts", config.eval.test_prompts, 0),
-        ("checkpoint.every", config.checkpoint.every, 0),
-        ("data.max_prompt_tokens", config.data.max_prompt_tokens, 0),
-        ("data.limit", config.data.limit, 0),
-        ("sampling.max_total_tokens", sampling.max_total_tokens, 0),
-        ("sampling.num_blocks", sampling.num_blocks, 0),
-        ("sampling.block_size", sampling.block_size, 1),
-    ):
-        if value < least:
-            reason = (
-                " (one response has no baseline)" if key.endswith("responses_per_prompt") else ""
-            )
-            raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
-
-
-def longest_prompt(config: Config, max_position: int) -> int:
-    """The prompt length that leaves room for a whole response, in tokens.
-
-    Raises UsageError when the configured lengths cannot fit the context or the cache.
-    """
-    sampling, asked = config.sampling, config.data.max_prompt_tokens
-    total = min(sampling.max_total_tokens or max_position, max_position)
-    if sampling.max_total_tokens > max_position:
-        raise UsageError(
-            f"sampling.max_total_tokens is {sampling.max_total_tokens}, over the model's context of"
-            f" {max_position} tokens; lower it"
-        )
-    pool = sampling.num_blocks * sampling.block_size
-    if pool and (asked or 1) + sampling.max_tokens > pool:
-        raise UsageError(
-            f"a prompt of {asked or 1} and a response of {sampling.max_tokens} tokens do not fit"
-            f" the cache of {sampling.num_blocks} blocks x {sampling.block_size}; raise"
-            " sampling.num_blocks or lower sampling.max_tokens"
-        )
-    room = min(total, pool or total) - sampling.max_tokens
-    if room < 1 or asked > room:
-        raise UsageError(
-            f"prompts of up to {max(asked, 1)} tokens and sampling.max_tokens {sampling.max_tokens}"
-            f" do not fit the {total} tokens in all (the model's context is {max_position}); lower"
-            " sampling.max_tokens or data.max_prompt_tokens"
-        )
-    return asked or room
-
-
 def start(config: Config, world: World = ALONE) -> Run:
     """A new run: refuses what contradicts itself before any work, then makes its directory."""
     check_contradictions(config)
-    check_numbers(config)
+    prepared = prepare(config, world.size)
     name = config.model.name
-    model_path = resolve_model(name)
-    digest = weights_sha256(model_path)
+    digest = initial_sha256(config, prepared)
     if config.model.sha256 and config.model.sha256 != digest:
         raise UsageError(
             f"the weights of {name} have the SHA-256 {digest[:12]}..., not the"
@@ -208,7 +162,7 @@ def start(config: Config, world: World = ALONE) -> Run:
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().resolve())
     config = replace(config, model=replace(config.model, name=name, sha256=digest))
-    run = assemble(config, model_path, world)
+    run = assemble(config, world=world, prepared=prepared)
     made = RunDirectory.create(config) if world.is_first else None
     path = world.from_first(str(made.path) if made else "")
     run.directory = made or RunDirectory(Path(path), writes=False)
@@ -229,14 +183,14 @@ def resume(path: str | Path, say: Callable[[str], None], world: World = ALONE) -
             say(line)
     name = world.from_first(checkpoint.name if checkpoint else "")
     checkpoint = directory.checkpoints / name if name else None
-    model_path = resolve_model(config.model.name)
-    if weights_sha256(model_path) != config.model.sha256:
+    prepared = prepare(config, world.size)
+    if initial_sha256(config, prepared) != config.model.sha256:
         raise UsageError(
             f"the reference {config.model.name} is not the model that this run started from (its "
             "SHA-256 differs); put the original weights back"
         )
     state = read_state(checkpoint) if checkpoint else TrainerState(0, 0, 0)
-    run = assemble(config, checkpoint, world)
+    run = assemble(config, checkpoint, world, prepared)
     run.directory = directory
     if checkpoint:
         read_optimizer(checkpoint, run.learner.optimizer)
@@ -246,57 +200,58 @@ def resume(path: str | Path, say: Callable[[str], None], world: World = ALONE) -
     return run
 
 
-def assemble(config: Config, policy_path: Path | None = None, world: World = ALONE) -> Run:
-    """All parts of a run at step 0, without its directory; the policy's weights from `policy_path`.
+def initial_sha256(config: Config, prepared: Preparation) -> str:
+    """The digest of the weights that policy and reference start from."""
+    if config.model.random_init:
+        return random_sha256(prepared.outline, config.train.seed)
+    return weights_sha256(resolve_model(config.model.name))
 
-    Without `policy_path` the policy starts as the configured model. In a `world` of several
-    processes it is sharded, and the reference too unless it can be kept whole.
+
+def models(
+    config: Config, prepared: Preparation, checkpoint: Path | None
+) -> tuple[Decoder, Decoder]:
+    """Policy and frozen reference; the policy's weights from `checkpoint`, if there is one."""
+    name, dtype, device = config.model.name, prepared.dtype, prepared.device
+    if config.model.random_init:
+        reference = random_model(prepared.outline, config.train.seed, dtype=dtype, device=device)
+        policy = deepcopy(reference)
+        if checkpoint:
+            load_weights(policy, checkpoint)
+    else:
+        policy = load_model(checkpoint or name, dtype=dtype, device=device)
+        reference = load_model(name, dtype=dtype, device=device)
+    policy.checkpoint_activations = prepared.memory.workload.checkpointed
+    return policy, reference.requires_grad_(False)
+
+
+def assemble(
+    config: Config,
+    checkpoint: Path | None = None,
+    world: World = ALONE,
+    prepared: Preparation | None = None,
+) -> Run:
+    """All parts of a run at step 0, without its directory; the policy's weights from `checkpoint`.
+
+    Without one the policy starts as the configured model. In a `world` of several processes it is
+    sharded, and the reference too unless it can be kept whole.
     """
     objective = check_contradictions(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    device = config.model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     spec, advantage = loss_spec(config)
     rewarder = Rewarder(config.reward, config.sampling.max_tokens)
-    policy = load_model(policy_path or config.model.name, dtype=dtype, device=device)
-    policy.checkpoint_activations = config.train.checkpoint_activations
-    reference = load_model(config.model.name, dtype=dtype, device=device).requires_grad_(False)
-    tokenizer = load_tokenizer(config.model.name)
-    sampling = config.sampling
-    data = config.data
-    room = longest_prompt(config, policy.config.max_position)
-
-    def prompts(source: str, split: str, limit: int) -> Tokenized:
-        examples = load_examples(
-            source,
-            split=split,
-            seed=config.train.seed,
-            limit=limit or None,
-            template=data.template or None,
-            shots=data.shots,
-            task_args=data.task_args if source == data.source else None,
-        )
-        return Tokenized(examples, tokenizer, room)
-
-    sets = {"train": prompts(data.source, "train", data.limit)}
-    if config.eval.prompts:
-        sets["validation"] = prompts(data.source, "validation", config.eval.prompts)
-    if config.eval.test_prompts:
-        source = data.eval_source or data.source
-        sets["test"] = prompts(source, test_split(source, data.source), config.eval.test_prompts)
-
+    prepared = prepared or prepare(config, world.size)
+    tokenizer, sets, sampling = prepared.tokenizer, dict(prepared.sets), config.sampling
+    policy, reference = models(config, prepared, checkpoint)
     sampler = Sampler(
         policy,
         tokenizer=tokenizer,
         block_size=sampling.block_size,
         num_blocks=sampling.num_blocks or None,
         max_batch_tokens=sampling.max_batch_tokens,
+        max_running=MAX_RUNNING,
     )
-    notes = [sampler.describe()]
-    notes += [f"{split}: {line}" for split, found in sets.items() for line in found.report()]
+    notes = [sampler.describe(), *prepared.notes]
     if objective.uses_task_reward and "math" in config.reward.functions:
         notes += [f"train: {line}" for line in check_golds(sets["train"].examples)]
     keep_gathered = config.train.keep_gathered
@@ -340,6 +295,7 @@ def assemble(config: Config, policy_path: Path | None = None, world: World = ALO
         rewarder=rewarder,
         held_out={split: found.examples for split, found in sets.items()},
         notes=notes,
+        memory=prepared.memory,
         step=0,
         tokens_sampled=0,
     )

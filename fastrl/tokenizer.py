@@ -107,6 +107,13 @@ class TextStream:
         return self._tokenizer.decode(self._token_ids)[self._given :]
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the files of a tokenizer."""
+    return any(
+        (directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    )
+
+
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     """The tokenizer of an embedded model, a Hugging Face directory or a hub id.
 
@@ -118,9 +125,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     from fastrl.weights import read_json
 
     directory = resolve_model(name_or_dir)
-    if not any(
-        (directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
+    if not has_tokenizer(directory):
         raise UsageError(
             f"{directory} holds no tokenizer: put the model's tokenizer.json and "
             "tokenizer_config.json there"

@@ -179,6 +179,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as Hugging Face's files have it."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def save_model(model: Decoder, source_dir: str | Path, out_dir: str | Path) -> None:
     """Write a directory that transformers' `from_pretrained` loads.
 
@@ -191,9 +196,14 @@ def save_model(model: Decoder, source_dir: str | Path, out_dir: str | Path) -> N
     config = read_json(source / "config.json")
     config.pop("torch_dtype", None)
     config["dtype"] = str(model.embed.dtype).removeprefix("torch.")
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "config.json", config)
     for name in COMPANIONS:
         if (source / name).is_file() and source.resolve() != out.resolve():
             shutil.copyfile(source / name, out / name)
+    save_weights(model, out)
+
+
+def save_weights(model: Decoder, directory: Path) -> None:
+    """Write `directory`/model.safetensors under Hugging Face's names in the model's dtype."""
     tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -12,7 +12,6 @@ import torch
 from fastrl.bench import sampler, sampler_limits, sampler_tasks
 from fastrl.bench.sampler_limits import Machine, decode_seconds, prefill_operations
 from fastrl.bench.sampler_rivals import (
-    SHAPES,
     Rival,
     Subject,
     check_greedy,
@@ -23,6 +22,7 @@ from fastrl.bench.sampler_tasks import Call, Task, sample_groups
 from fastrl.cli import main
 from fastrl.model import DecoderConfig
 from fastrl.sampler import Sampler, SamplingParams
+from fastrl.shapes import SHAPES
 
 CONTRACT = {
     "name", "shape", "dtype", "device", "ms", "ms_p20", "ms_p80", "peak_bytes", "max_error",

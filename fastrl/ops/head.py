@@ -28,6 +28,13 @@ CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 352
 GPU_CHUNK_BYTES = 1 << 30  # not yet measured
 
 
+def chunk_rows(rows: int, row_bytes: int, on_gpu: bool) -> int:
+    """Rows of a chunk: as many as its bytes allow, and all chunks of one size; 0 of none."""
+    budget = GPU_CHUNK_BYTES if on_gpu else CHUNK_BYTES
+    most = max(1, CHUNK_ROWS, budget // row_bytes)
+    return -(-rows // -(-rows // most)) if rows else 0
+
+
 def keeps_half_precision(weight: Tensor) -> bool:
     """Whether products take the halves as they are, with sums and results in fp32."""
     if weight.device.type == "cuda":
@@ -111,14 +118,11 @@ class _Products:
     def chunks(self, index_M: Tensor) -> Iterator[Chunk]:
         """Every row in chunks; the memory of logits and their gradient is used again."""
         x = self.x
+        device = x.hidden_ND.device
         size = x.dtype.itemsize + (self.input_dtype.itemsize if self.apart else 0)
-        budget = GPU_CHUNK_BYTES if x.hidden_ND.device.type == "cuda" else CHUNK_BYTES
-        rows = min(len(index_M), max(1, CHUNK_ROWS, budget // (size * x.valid)))
+        rows = chunk_rows(len(index_M), size * x.valid, device.type == "cuda")
         if not rows:
             return
-        # chunks of one size
-        rows = -(-len(index_M) // -(-len(index_M) // rows))
-        device = x.hidden_ND.device
         memory = on_large_pages(torch.empty(rows, x.valid, dtype=x.dtype, device=device))
         gradients = torch.empty_like(memory, dtype=self.input_dtype) if self.apart else memory
         for index_C in index_M.split(rows):

@@ -1,0 +1,195 @@
+"""What is known of a run before any weight is read: model, data, and whether it fits the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastrl.config import Config
+from fastrl.datasources import Example, load_examples, test_split
+from fastrl.device_memory import available_bytes, resident_bytes
+from fastrl.errors import UsageError
+from fastrl.fit import Fit
+from fastrl.memory_plan import MemoryPlan
+from fastrl.model import resolve_model
+from fastrl.prompts import Tokenized
+from fastrl.random_init import SUBSTITUTE, find_tokenizer
+from fastrl.shapes import Outline, outline
+from fastrl.tokenizer import Tokenizer, load_tokenizer
+
+FIRST_STEP_BYTES = 100_000_000  # 60 MB in the first forwards, 40 MB with the first completions
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A run without its weights."""
+
+    outline: Outline
+    tokenizer: Tokenizer
+    sets: dict[str, Tokenized]  # "train", and "validation" and "test" where asked for
+    device: torch.device
+    dtype: torch.dtype
+    memory: MemoryPlan
+    notes: list[str]  # what the user should know
+
+
+def prepare(config: Config, processes: int = 1) -> Preparation:
+    """Everything of a run but its weights, for one of some processes.
+
+    Raises UsageError for numbers that no run can have, for a model or data that are not there, and
+    for what the device has no memory for.
+    """
+    check_numbers(config)
+    device, dtype = placement(config)
+    found = outline(config.model.name)
+    if config.model.random_init:
+        tokenizer, valid_vocab = find_tokenizer(found)
+    else:
+        # raises what a name without files is refused with
+        tokenizer = load_tokenizer(found.directory or resolve_model(found.name, weights=False))
+        valid_vocab = min(tokenizer.valid_vocab, found.config.vocab_size)
+    sets = prompt_sets(config, tokenizer, found.config.max_position)
+    fit = Fit(
+        shapes=found.config,
+        valid_vocab=valid_vocab,
+        longest_prompt=max(found.longest for found in sets.values()),
+        on_gpu=device.type == "cuda",
+        baseline=0 if device.type == "cuda" else process_bytes(),
+        available=available_bytes(device),
+        processes=processes,
+    )
+    plan = fit.check(config)
+    notes = random_notes(found) if config.model.random_init else []
+    notes += [f"{split}: {line}" for split, some in sets.items() for line in some.report()]
+    return Preparation(found, tokenizer, sets, device, dtype, plan, notes)
+
+
+def process_bytes() -> int:
+    """The resident memory of this process with what a run loads when it first needs it.
+
+    What the first step adds without asking (kernels' code, threads, the writer of completions) is
+    FIRST_STEP_BYTES.
+    """
+    import numba  # noqa: F401  evaluations
+    import pyarrow.parquet  # noqa: F401  completions
+
+    weight = torch.zeros(1, requires_grad=True)  # autograd, and what AdamW imports
+    optimizer = torch.optim.AdamW([weight])
+    (weight * weight).sum().backward()
+    optimizer.step()
+    return resident_bytes() + FIRST_STEP_BYTES
+
+
+def placement(config: Config) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of a run; UsageError for a GPU that is not there."""
+    name = config.model.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"model.device is {name!r}, but torch finds no GPU here; set model.device to 'cpu', or"
+            " plan for one with --dry-run"
+        )
+    if config.model.dtype == "auto":
+        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+    return device, getattr(torch, config.model.dtype)
+
+
+def random_notes(found: Outline) -> list[str]:
+    """What a run of random weights is to say of them."""
+    shapes = "its config.json" if found.directory else "the table of known shapes"
+    own = "its own tokenizer" if found.has_tokenizer else f"the {SUBSTITUTE} model's tokenizer"
+    return [f"random weights: the shapes of {found.name} from {shapes}, {own}"]
+
+
+def prompt_sets(config: Config, tokenizer: Tokenizer, max_position: int) -> dict[str, Tokenized]:
+    """The prompts of every split that the run reads."""
+    room = longest_prompt(config, max_position)
+    return {
+        split: Tokenized(read(), tokenizer, room) for split, read in split_readers(config).items()
+    }
+
+
+def split_readers(config: Config) -> dict[str, Callable[[], list[Example]]]:
+    """For each split that the run reads, what reads it."""
+    data, evaluation = config.data, config.eval
+
+    def reader(source: str, split: str, limit: int) -> Callable[[], list[Example]]:
+        return lambda: load_examples(
+            source,
+            split=split,
+            seed=config.train.seed,
+            limit=limit or None,
+            template=data.template or None,
+            shots=data.shots,
+            task_args=data.task_args if source == data.source else None,
+        )
+
+    readers = {"train": reader(data.source, "train", data.limit)}
+    if evaluation.prompts:
+        readers["validation"] = reader(data.source, "validation", evaluation.prompts)
+    if evaluation.test_prompts:
+        source = data.eval_source or data.source
+        readers["test"] = reader(source, test_split(source, data.source), evaluation.test_prompts)
+    return readers
+
+
+def check_numbers(config: Config) -> None:
+    """Raise UsageError for counts and lengths that no run can have."""
+    sampling, train = config.sampling, config.train
+    for key, value, least in (
+        ("sampling.prompts_per_step", sampling.prompts_per_step, 1),
+        ("sampling.responses_per_prompt", sampling.responses_per_prompt, 2),
+        ("sampling.max_tokens", sampling.max_tokens, 1),
+        ("train.max_steps", train.max_steps, 1),
+        ("train.max_tokens_per_batch", train.max_tokens_per_batch, 1),
+        ("train.seed", train.seed, 0),
+        ("train.threads", train.threads, 0),
+        ("eval.prompts", config.eval.prompts, 0),
+        ("eval.samples", config.eval.samples, 1),
+        ("eval.every", config.eval.every, 0),
+        ("eval.test_prompts", config.eval.test_prompts, 0),
+        ("checkpoint.every", config.checkpoint.every, 0),
+        ("data.max_prompt_tokens", config.data.max_prompt_tokens, 0),
+        ("data.limit", config.data.limit, 0),
+        ("sampling.max_total_tokens", sampling.max_total_tokens, 0),
+        ("sampling.num_blocks", sampling.num_blocks, 0),
+        ("sampling.block_size", sampling.block_size, 1),
+    ):
+        if value < least:
+            reason = (
+                " (one response has no baseline)" if key.endswith("responses_per_prompt") else ""
+            )
+            raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
+
+
+def longest_prompt(config: Config, max_position: int) -> int:
+    """The prompt length that leaves room for a whole response, in tokens.
+
+    Raises UsageError when the configured lengths cannot fit the context or the cache.
+    """
+    sampling, asked = config.sampling, config.data.max_prompt_tokens
+    total = min(sampling.max_total_tokens or max_position, max_position)
+    if sampling.max_total_tokens > max_position:
+        raise UsageError(
+            f"sampling.max_total_tokens is {sampling.max_total_tokens}, over the model's context of"
+            f" {max_position} tokens; lower it"
+        )
+    pool = sampling.num_blocks * sampling.block_size
+    if pool and (asked or 1) + sampling.max_tokens > pool:
+        raise UsageError(
+            f"a prompt of {asked or 1} and a response of {sampling.max_tokens} tokens do not fit"
+            f" the cache of {sampling.num_blocks} blocks x {sampling.block_size}; raise"
+            " sampling.num_blocks or lower sampling.max_tokens"
+        )
+    room = min(total, pool or total) - sampling.max_tokens
+    if room < 1 or asked > room:
+        raise UsageError(
+            f"prompts of up to {max(asked, 1)} tokens and sampling.max_tokens {sampling.max_tokens}"
+            f" do not fit the {total} tokens in all (the model's context is {max_position}); lower"
+            " sampling.max_tokens or data.max_prompt_tokens"
+        )
+    return asked or room
