@@ -39,18 +39,20 @@ def peak_memory_bytes() -> int:
     return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT
 
 
-def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+def available_bytes(
+    device: torch.device, root: Path = Path("/"), *, sharers: int = 1
+) -> int | None:
     """All that this process may come to have on a device; None where the system does not say.
 
-    On a CPU: what it has, and what the machine and the control groups around it have left. `root`:
-    where /proc and /sys/fs/cgroup are.
+    On a CPU: what it has, and of what the machine and the control groups around it have left its
+    part, where `sharers` processes take the same. `root`: where /proc and /sys/fs/cgroup are.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(GPU_SHARE * (free + torch.cuda.memory_reserved(device)))
     left = [_line(root / "proc/meminfo", "MemAvailable:"), *_left_in_groups(root)]
     left = [size for size in left if size]
-    return min(left) + resident_bytes(root) if left else None
+    return min(left) // sharers + resident_bytes(root) if left else None
 
 
 def _line(path: Path, name: str) -> int:

@@ -199,7 +199,7 @@ def _machine(config: Config, assumed: Assumed) -> _Machine:
     return _Machine(
         f"{each}{torch.cuda.get_device_name(device) if on_gpu else 'this CPU'}",
         on_gpu,
-        memory or available_bytes(device),
+        memory or available_bytes(device, sharers=assumed.processes),
         lambda: measured(device, dtype),
     )
 

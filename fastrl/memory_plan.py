@@ -14,6 +14,7 @@ from fastrl.model_config import DecoderConfig
 from fastrl.ops.head import chunk_rows
 
 WIDE = 4  # bytes of fp32
+HEAP_KEEPS = 0.4  # of freed activations, by the C library: 0.2 to 0.6 of SmolLM2-135M's
 SHOWN = 5e6  # bytes: less is left out of what is printed
 SAMPLE, SCORE, BACKWARD, UPDATE = "sampling", "scoring", "backward pass", "update"
 
@@ -56,13 +57,14 @@ class MemoryPlan:
     """Bytes of each part in each phase of a step; the peak is the largest sum.
 
     `baseline`: what the process has before any of it, outside `phases`; on a GPU nothing.
-    `moments`: AdamW's, which are there from the end of the first step on.
+    `not_at_first`: what is not there yet in the first step: AdamW's moments before its update, and
+    in it, as they are made one by one, the gradients that are dropped meanwhile.
     """
 
     workload: Workload
     baseline: int
     phases: Mapping[str, Mapping[str, int]]
-    moments: int
+    not_at_first: Mapping[str, int]
     spare_cache: int  # of the cache, what a run can do without, more slowly
 
     @property
@@ -83,9 +85,8 @@ class MemoryPlan:
 
     @property
     def peak_of_first_step(self) -> int:
-        """Bytes at the peak of the first step, before whose update there are no moments."""
-        totals = self.totals
-        return max(total - self.moments * (name != UPDATE) for name, total in totals.items())
+        """Bytes at the peak of the first step."""
+        return max(total - self.not_at_first[name] for name, total in self.totals.items())
 
     @property
     def highest(self) -> str:
@@ -176,8 +177,12 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
         },
         UPDATE: training | {"gradients": size.gradients, "temporary": size.update},
     }
+    if not w.on_gpu:
+        phases[UPDATE]["heap"] = int(HEAP_KEEPS * size.activations)
+    not_at_first = dict.fromkeys(phases, size.moments)
+    not_at_first[UPDATE] = size.gradients if w.itemsize < WIDE else 0
     spare = cache - min(cache, size.least_cache) if w.on_gpu else 0
-    return MemoryPlan(w, baseline, phases, size.moments, spare)
+    return MemoryPlan(w, baseline, phases, not_at_first, spare)
 
 
 class _Sizes:

@@ -57,7 +57,7 @@ def prepare(config: Config, processes: int = 1) -> Preparation:
         longest_prompt=max(found.longest for found in sets.values()),
         on_gpu=device.type == "cuda",
         baseline=0 if device.type == "cuda" else process_bytes(),
-        available=available_bytes(device),
+        available=available_bytes(device, sharers=processes),
         processes=processes,
     )
     plan = fit.check(config)

@@ -220,7 +220,6 @@ def models(
     else:
         policy = load_model(checkpoint or name, dtype=dtype, device=device)
         reference = load_model(name, dtype=dtype, device=device)
-    policy.checkpoint_activations = prepared.memory.workload.checkpointed
     return policy, reference.requires_grad_(False)
 
 
@@ -243,6 +242,8 @@ def assemble(
     prepared = prepared or prepare(config, world.size)
     tokenizer, sets, sampling = prepared.tokenizer, dict(prepared.sets), config.sampling
     policy, reference = models(config, prepared, checkpoint)
+    # alike on all processes: a layer computed again may be gathered again
+    policy.checkpoint_activations = world.any(prepared.memory.workload.checkpointed)
     sampler = Sampler(
         policy,
         tokenizer=tokenizer,

@@ -39,6 +39,7 @@ PROC = {
 def test_the_machine_and_what_the_process_has(tmp_path):
     write(tmp_path, PROC)
     assert available_bytes(CPU, tmp_path) == 4500 * 1024
+    assert available_bytes(CPU, tmp_path, sharers=4) == 1500 * 1024
     assert resident_bytes(tmp_path) == 500 * 1024
 
 
