@@ -245,7 +245,7 @@ class _Sizes:
         With layers that are computed again: the inputs of all, and all that one keeps.
         """
         w, c = self.w, self.w.config
-        # embedded rows, the last norm, the rotation
+        # the first layer's input, the last norm, the rotation
         ends = 3 * c.hidden_size * w.itemsize + 2 * c.head_dim * WIDE
         layers = self._layer + (c.num_layers - 1) * (
             c.hidden_size * w.itemsize if w.checkpointed else self._layer

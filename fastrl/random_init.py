@@ -9,19 +9,20 @@ from pathlib import Path
 
 import torch
 
+from fastrl.config import ModelConfig
 from fastrl.errors import UsageError
 from fastrl.model import Decoder
 from fastrl.shapes import Outline
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.weights import save_weights, write_json
 
-SUBSTITUTE = "embedded"  # whose tokenizer a model without one of its own takes
+SUBSTITUTE = ModelConfig().name  # whose tokenizer a model without one of its own takes
 
 
 def find_tokenizer(outline: Outline) -> tuple[Tokenizer, int]:
     """The tokenizer of a random model, and how many of the ids are valid.
 
-    The model's own where its files are at hand, else the embedded model's: then every id of the
+    The model's own where its files are at hand, else the default model's: then every id of the
     vocabulary is valid, so that the head has its real shape, and those without text have none.
     """
     size = outline.config.vocab_size
@@ -32,8 +33,9 @@ def find_tokenizer(outline: Outline) -> tuple[Tokenizer, int]:
     other = load_tokenizer(SUBSTITUTE)
     if other.valid_vocab > size:
         raise UsageError(
-            f"{outline.name} has a vocabulary of {size}, too small for the embedded model's"
-            f" tokenizer of {other.valid_vocab}: put the model's own tokenizer into its directory"
+            f"{outline.name} has a vocabulary of {size}, too small for the tokenizer of"
+            f" {SUBSTITUTE}, {other.valid_vocab} tokens: put the model's own tokenizer into"
+            " its directory"
         )
     return other, size
 

@@ -59,7 +59,7 @@ class Outline:
 
 
 def outline(name: str) -> Outline:
-    """The outline of an embedded model, a directory or a hub id; no weights are fetched or read.
+    """The outline of a model's name, directory or hub id; no weights are fetched or read.
 
     A hub id whose files are neither here nor to be had is looked up in HUB_IDS. Raises UsageError
     as `resolve_model` and `DecoderConfig.from_hf` do.

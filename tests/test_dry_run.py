@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_said_with_what_would(nowhere, capsys):
 
 
 def test_a_run_that_does_not_fit_is_refused_before_any_work(nowhere, capsys, monkeypatch):
-    monkeypatch.setattr("fastrl.preparation.available_bytes", lambda device: 10**6)
+    monkeypatch.setattr("fastrl.preparation.available_bytes", lambda device, sharers: 10**6)
     assert main(["train"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("fastrl: the run needs ") and captured.err.count("\n") == 1
