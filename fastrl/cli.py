@@ -121,19 +121,24 @@ def train_command(known: argparse.Namespace, rest: list[str]) -> int:
 
         print(help_text())
         return OK
-    settings = config.Config()
-    if rest and not rest[0].startswith("--"):
-        settings = config.read_toml(rest.pop(0))
-    settings = config.parse_overrides(settings, rest)
     if known.dry_run:
-        return _dry_run(settings, known)
-    for name in ("gpu", "memory", "processes", "json"):
-        if getattr(known, name):
-            raise UsageError(f"--{name} is of a dry run; add --dry-run or leave it out")
+        return _dry_run(_settings(rest), known)
     with joined() as world:
+        settings = _settings(rest)
+        for name in ("gpu", "memory", "processes", "json"):
+            if getattr(known, name):
+                raise UsageError(f"--{name} is of a dry run; add --dry-run or leave it out")
         from fastrl.run import start
 
         return _run(lambda say: start(settings, world), world)
+
+
+def _settings(words: list[str]) -> config.Config:
+    """The configuration of a file, if the first word is one, and of what the others change."""
+    settings = config.Config()
+    if words and not words[0].startswith("--"):
+        settings = config.read_toml(words.pop(0))
+    return config.parse_overrides(settings, words)
 
 
 def _dry_run(settings: config.Config, known: argparse.Namespace) -> int:
