@@ -164,6 +164,11 @@ class TrainConfig:
     output_dir: str = setting("", "run directory; empty: runs/OBJECTIVE-DATE")
     max_tokens_per_batch: int = setting(8192, "rows of a micro-batch")
     threads: int = setting(0, "CPU threads; 0: torch's choice")
+    keep_gathered: bool = setting(
+        True,
+        "of several processes, each keeps whole parameters and its own gradient for a whole step;"
+        " false: a layer at a time, and a shard of the reference",
+    )
 
 
 @dataclass(frozen=True)

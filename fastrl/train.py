@@ -17,14 +17,17 @@ import torch
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
 from fastrl.background import BackgroundGrader, Verdict
-from fastrl.batch import pack
+from fastrl.distributed import ALONE, World
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
 from fastrl.optim import Optimizer
 from fastrl.sampler import PromptKey
-from fastrl.scoring import Scores, response_rows, score_responses
+from fastrl.scoring import Scores, response_rows
+from fastrl.sharding import gather, gathered, reduce_gradients, scatter
+from fastrl.shares import idle_batches, pack_share, score_share
 from fastrl.types import Batch, Completion, Policy, Prompt, Scored
+from fastrl.wire import exchange
 
 if TYPE_CHECKING:
     from fastrl.display import Display
@@ -50,14 +53,16 @@ class Learner:
     max_tokens_per_batch: int  # packed rows of a micro-batch
     max_response_tokens: int  # the constant of seq-mean-token-sum-norm
     drop_groups_without_signal: bool = False
+    world: World = ALONE  # that shares out a step's responses
+    keep_gathered: bool = True  # of a sharded policy, between sampling and the optimiser's step
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step computed."""
+    """What a step computed: the same on every process, but for the rows of `scores`."""
 
     roles_R: list[str]  # the ledger: "trained", "filtered" or "failed"
-    scores: Scores
+    scores: Scores  # its batches are this process's
     reward_R: np.ndarray  # nan where failed
     advantage_R: np.ndarray
     loss: float
@@ -72,24 +77,22 @@ class StepResult:
 def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) -> StepResult:
     """One optimiser step on P groups of G scored responses; `step` counts from 0.
 
+    Every process of a world calls it with all groups, and computes its share of them.
     Raises FloatingPointError, before any update, when a log-prob is not finite.
     """
     started = time.perf_counter()
+    if learner.keep_gathered:
+        gather(learner.policy)
     responses = [s for group in groups for s in group]
     roles_R = assign_roles(learner, groups)
     batches = pack_responses(learner, responses, roles_R, len(groups[0]))
-    scores = score_responses(
-        learner.policy,
-        learner.reference,
-        batches,
-        [s.completion for s in responses],
-        learner.objective.temperature,
-    )
+    scores = score_share(learner, batches, [s.completion for s in responses])
     scored_at = time.perf_counter()
     reward_R = reward(learner, responses, scores)
     advantage_R = advantage(learner, reward_R, roles_R, len(groups))
     loss, clipped = backward(learner, batches, scores, advantage_R, roles_R)
     grad_norm = learner.optimizer.step(step)
+    scatter(learner.policy)
     return StepResult(
         roles_R=roles_R,
         scores=scores,
@@ -97,7 +100,7 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
         advantage_R=advantage_R,
         loss=loss,
         clipped_tokens=clipped,
-        rows=sum(len(b.token_ids_N) for b in batches),
+        rows=int(learner.world.sum(sum(len(b.token_ids_N) for b in batches))[0]),
         grad_norm=grad_norm,
         lr=learner.optimizer.lr_at(step),
         seconds_reference=scored_at - started,
@@ -121,13 +124,15 @@ def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[s
 def pack_responses(
     learner: Learner, responses: Sequence[Scored], roles_R: Sequence[str], group_size: int
 ) -> list[Batch]:
-    """Every response that did not fail, packed; `Batch.sequences` are indices into `responses`."""
+    """This process's share of the responses that did not fail, packed.
+
+    `Batch.sequences` are indices into `responses`.
+    """
     kept = [i for i, role in enumerate(roles_R) if role != FAILED]
-    return pack(
+    return pack_share(
+        learner,
         {i: (responses[i].prompt.token_ids, responses[i].completion.token_ids) for i in kept},
         {i: i // group_size for i in kept},
-        max_tokens=learner.max_tokens_per_batch,
-        device=next(learner.policy.parameters()).device,
     )
 
 
@@ -159,17 +164,27 @@ def backward(
     advantage_R: np.ndarray,
     roles_R: Sequence[str],
 ) -> tuple[float, float]:
-    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens."""
+    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens.
+
+    Both are of all processes, as is the gradient, a sum over them, of a sharded policy.
+    """
     trained_R = np.array([role == TRAINED for role in roles_R])
     lengths = [rows.lengths[trained_R[rows.responses]] for rows in scores.batches]
+    num_tokens, num_sequences = learner.world.sum(
+        int(sum(part.sum() for part in lengths)), sum(len(part) for part in lengths)
+    )
     denominator = loss_denominator(
         learner.spec,
-        num_tokens=int(sum(part.sum() for part in lengths)),
-        num_sequences=sum(len(part) for part in lengths),
+        num_tokens=int(num_tokens),
+        num_sequences=int(num_sequences),
         max_tokens=learner.max_response_tokens,
     )
     loss = clipped = 0.0
+    idle = idle_batches(learner, batches)
+    left = len(batches) + len(idle)
     for batch, rows in zip(batches, scores.batches, strict=True):
+        left -= 1
+        reduce_gradients(learner.policy, left == 0 or not learner.keep_gathered)
         hidden_MD, targets_M = response_rows(learner.policy, batch)
         out = ops.linear_policy_loss(
             hidden_MD,
@@ -189,6 +204,13 @@ def backward(
         out.loss_sum.backward()
         loss += float(out.loss_sum.detach())
         clipped += float(out.stats.get("clipped", 0.0))
+    for batch in idle:
+        left -= 1
+        reduce_gradients(learner.policy, left == 0 or not learner.keep_gathered)
+        hidden_MD, _ = response_rows(learner.policy, batch)
+        # no rows, but a gradient for every parameter: what none has is not reduced
+        (hidden_MD[:0].sum() + learner.policy.head_weight[:0].sum()).backward()
+    loss, clipped = learner.world.sum(loss, clipped)
     return loss, clipped
 
 
@@ -197,28 +219,31 @@ def train(run: Run, display: Display) -> None:
 
     Raises Stopped, with a checkpoint on disk, after the step in which a stop was requested.
     """
-    config = run.config
+    config, world = run.config, run.learner.world
     for step in range(run.step, config.train.max_steps):
         started = time.perf_counter()
-        prompts = run.prompts.next(config.sampling.prompts_per_step)
+        drawn = run.prompts.next(config.sampling.prompts_per_step)
+        prompts = world.share(drawn)
         with BackgroundGrader(
             run.tokenizer,
             [p.answer for p in prompts],
             config.reward.mode,
             on_event=display.count("sample", len(prompts) * run.sampling.n),
         ) as grader:
-            groups = run.sampler.generate(
-                [p.token_ids for p in prompts],
-                run.sampling,
-                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
-                step=step,
-                on_event=grader.add,
-            )
-            run.sampler.release()
+            with gathered(run.learner.policy, keep=config.train.keep_gathered):
+                groups = run.sampler.generate(
+                    [p.token_ids for p in prompts],
+                    run.sampling,
+                    prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
+                    step=step,
+                    on_event=grader.add,
+                )
+                run.sampler.release()
             sampled = time.perf_counter()
             display.phase("grade")
             verdicts = grader.finish(groups)
-        scored = score_groups(run, prompts, groups, verdicts)
+        scored = everyones(world, drawn, score_groups(run, prompts, groups, verdicts))
+        sampled = started + max(world.gather(sampled - started))
         graded = time.perf_counter()
         display.phase("train")
         result = train_step(run.learner, scored, step)
@@ -232,6 +257,7 @@ def train(run: Run, display: Display) -> None:
             result,
             seconds_sample=sampled - started,
             seconds_grade=graded - sampled,
+            world=world,
         )
         run.tokens_sampled += metrics["tokens_sampled"]
         run.directory.add_completions(run.step, scored, result)
@@ -239,12 +265,13 @@ def train(run: Run, display: Display) -> None:
         display.step(metrics)
 
         last = run.step == config.train.max_steps
+        stop = world.any(display.stop_requested)
         if last or is_due(config.eval.every, run.step):
             run.evaluate("validation", display)
-        if last or display.stop_requested or is_due(config.checkpoint.every, run.step):
+        if last or stop or is_due(config.checkpoint.every, run.step):
             display.phase("save")
             run.save_checkpoint()
-        if display.stop_requested and not last:
+        if stop and not last:
             raise Stopped(run.step)
 
 
@@ -260,8 +287,24 @@ def score_groups(
     verdicts: Sequence[Sequence[Verdict]],
 ) -> list[list[Scored]]:
     """Every response with its text, its verdict and its task reward, grouped as sampled."""
+    if not groups:  # more processes than prompts
+        return []
     completions = [c for group in groups for c in group]
     owners = [p for p, group in zip(prompts, groups, strict=True) for _ in group]
     texts, grades = zip(*(v for group in verdicts for v in group), strict=True)
     scored = iter(run.rewarder.score(owners, completions, list(texts), grades))
     return [[next(scored) for _ in group] for group in groups]
+
+
+def everyones(
+    world: World, prompts: Sequence[Prompt], scored: Sequence[Sequence[Scored]]
+) -> list[list[Scored]]:
+    """The groups of all prompts, from this process's and the others'."""
+    if world.size == 1:
+        return [list(group) for group in scored]
+    mine = [[(s.completion, s.text, s.grade, s.task_reward) for s in group] for group in scored]
+    groups = exchange(world, mine)
+    return [
+        [Scored(p, *response) for response in group]
+        for p, group in zip(prompts, groups, strict=True)
+    ]
