@@ -11,11 +11,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
 from fastrl.optim import Optimizer
 
@@ -57,17 +61,27 @@ def _sync(path: Path) -> None:
 
 
 def write_checkpoint(
-    directory: Path, write_model, optimizer: Optimizer, state: TrainerState
+    directory: Path,
+    write_model,
+    optimizer: Optimizer,
+    state: TrainerState,
+    world: World = ALONE,
 ) -> Path:
-    """Write `directory`/step_N and return it; `write_model(path)` saves the model's files there."""
+    """Write `directory`/step_N and return it; `write_model(path)` saves the model's files there.
+
+    Every process calls it, and the first one writes.
+    """
     target = directory / f"step_{state.step}"
+    tensors = optimizer.state_tensors()
+    if not world.is_first:
+        return target
     partial = directory / f".partial_step_{state.step}"
     directory.mkdir(parents=True, exist_ok=True)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()
     write_model(partial)
-    save_file(optimizer.state_tensors(), partial / OPTIMIZER)
+    save_file(tensors, partial / OPTIMIZER)
     (partial / STATE).write_text(json.dumps(asdict(state), indent=1))
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     manifest = {
@@ -122,4 +136,25 @@ def read_state(path: Path) -> TrainerState:
 
 def read_optimizer(path: Path, optimizer: Optimizer) -> None:
     """Load the optimiser state in the checkpoint `path` into `optimizer`."""
-    optimizer.load_state_tensors(load_file(path / OPTIMIZER))
+    with safe_open(path / OPTIMIZER, "pt") as file:
+        optimizer.load_state_tensors(_Tensors(file))
+
+
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for: a process keeps its pieces only."""
+
+    def __init__(self, file) -> None:
+        self.file = file
+        self.names = set(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from fastrl import __version__, config
 from fastrl.datasources import EVERY_ROW, SPLITS
+from fastrl.distributed import World, joined
 from fastrl.errors import UsageError
 from fastrl.grading import MODES, GradingPolicy
+
+if TYPE_CHECKING:
+    from fastrl.evaluate import Evaluation, Request
 
 # Threads that wait must sleep, not spin, or one busy program beside a run stops it: a step of the
 # default run on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
@@ -103,13 +107,14 @@ def train_command(known: argparse.Namespace, rest: list[str]) -> int:
 
         print(help_text())
         return OK
-    settings = config.Config()
-    if rest and not rest[0].startswith("--"):
-        settings = config.read_toml(rest.pop(0))
-    settings = config.parse_overrides(settings, rest)
-    from fastrl.run import start
+    with joined() as world:
+        settings = config.Config()
+        if rest and not rest[0].startswith("--"):
+            settings = config.read_toml(rest.pop(0))
+        settings = config.parse_overrides(settings, rest)
+        from fastrl.run import start
 
-    return _run(lambda say: start(settings))
+        return _run(lambda say: start(settings, world), world)
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -118,12 +123,13 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 def resume_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl resume: continue the run in RUN_DIR."""
-    from fastrl.run import resume
+    with joined() as world:
+        from fastrl.run import resume
 
-    return _run(lambda say: resume(known.run_dir, say))
+        return _run(lambda say: resume(known.run_dir, say, world), world)
 
 
-def _run(make: Callable) -> int:
+def _run(make: Callable, world: World) -> int:
     from fastrl.curves import draw_curves
     from fastrl.display import Display, final_table
     from fastrl.train import Stopped, train
@@ -148,6 +154,8 @@ def _run(make: Callable) -> int:
             display.say(f"stopped after step {stop}; continue with: fastrl resume {files.path}")
             return STOPPED
         run.evaluate("test", display)
+    if not world.is_first:
+        return OK
     draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
     tests = [e for e in files.read_evaluations() if e["split"] == "test"]
     places = [
@@ -190,25 +198,14 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 
 def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl eval: sample, grade and report with intervals."""
-    from rich.console import Console
-    from rich.progress import Progress
+    from fastrl.evaluate import Request
 
-    from fastrl.evaluate import Request, evaluate_model
-
-    request = Request(**{f.name: getattr(known, f.name) for f in fields(Request)})
-    _check_folders(known.out, known.completions)
-    progress = Progress(console=Console(stderr=True))
-
-    def count(name: str, total: int) -> Callable[[object], None]:
-        progress.start()
-        task = progress.add_task(name, total=total)
-        return lambda _: progress.advance(task)
-
-    try:
-        evaluation = evaluate_model(request, progress.console.print, count)
-    finally:
-        if progress.tasks:  # stopping prints a line
-            progress.stop()
+    with joined() as world:
+        request = Request(**{f.name: getattr(known, f.name) for f in fields(Request)})
+        _check_folders(known.out, known.completions)
+        evaluation = _evaluate(request, world)
+        if not world.is_first:
+            return OK
     text = json.dumps(evaluation.summary(), indent=1)
     if known.out:
         Path(known.out).write_text(text + "\n", encoding="utf-8")
@@ -217,6 +214,26 @@ def eval_command(known: argparse.Namespace, rest: list[str]) -> int:
             file.writelines(json.dumps(row) + "\n" for row in evaluation.rows())
     print(text)
     return OK
+
+
+def _evaluate(request: Request, world: World) -> Evaluation:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fastrl.evaluate import evaluate_model
+
+    progress = Progress(console=Console(stderr=True, quiet=not world.is_first))
+
+    def count(name: str, total: int) -> Callable[[object], None]:
+        progress.start()
+        task = progress.add_task(name, total=total)
+        return lambda _: progress.advance(task)
+
+    try:
+        return evaluate_model(request, progress.console.print, count, world)
+    finally:
+        if progress.tasks:  # stopping prints a line
+            progress.stop()
 
 
 def add_sample(parser: argparse.ArgumentParser) -> None:

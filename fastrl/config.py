@@ -141,6 +141,9 @@ class LossConfig:
     drop_groups_without_signal: bool = setting(
         False, "leave out groups whose task rewards are all equal"
     )
+    mask_truncated: bool = setting(
+        False, "leave responses that hit the length limit out of the loss, not out of the baseline"
+    )
 
 
 @dataclass(frozen=True)
@@ -163,12 +166,21 @@ class TrainConfig:
     seed: int = setting(42, "of every random number of the run")
     output_dir: str = setting("", "run directory; empty: runs/OBJECTIVE-DATE")
     max_tokens_per_batch: int = setting(8192, "rows of a micro-batch")
+    minibatches: int = setting(
+        1, "optimiser steps a pass over a step's responses: its prompts in as many parts"
+    )
+    epochs: int = setting(1, "passes over a step's responses")
     threads: int = setting(0, "CPU threads; 0: torch's choice")
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto", "compute the prompt of a group once in training too; auto: where it pays"
     )
     checkpoint_activations: bool = setting(
         False, "keep a layer's input alone and compute the layer again in the backward pass"
+    )
+    keep_gathered: bool = setting(
+        True,
+        "of several processes, each keeps whole parameters and its own gradient for a whole step;"
+        " false: a layer at a time, and a shard of the reference",
     )
 
 

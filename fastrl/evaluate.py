@@ -17,6 +17,7 @@ import numpy as np
 from fastrl.checkpoint import newest_valid
 from fastrl.config import Config, read_toml
 from fastrl.datasources import Example, load_examples, test_split
+from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
 from fastrl.grading import Grade, grade
 from fastrl.model import load_model
@@ -24,6 +25,7 @@ from fastrl.prompts import Tokenized
 from fastrl.sampler import Event, PromptKey, Sampler, SamplingParams
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.types import Completion
+from fastrl.wire import exchange
 
 RESAMPLES = 2_000  # of the bootstrap
 MAJORITY_DRAWS = 1_000  # subsets a prompt for maj@k
@@ -103,34 +105,46 @@ def evaluate(
     step: int = 0,
     mode: str = "box",
     on_event: Callable[[Event], None] | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Sample `params.n` responses to every example and grade them.
 
     The random numbers depend on `seed`, `stream`, `step` and the examples' ids: two policies are
     compared on the same ones. `mode` (of grading.MODES) is where a response has its answer;
-    `on_event` is told of every response as it finishes.
+    `on_event` is told of every response as it finishes. The processes of a `world` share the
+    examples, and all get the evaluation of all of them.
     Raises UsageError as `Sampler.generate` does, and for an empty set of examples.
     """
     if not examples:
         raise UsageError("there is no prompt to evaluate on; give a data set with rows")
     prompts = [tuple(tokenizer.encode_chat(e.messages)) for e in examples]
-    completions = sampler.generate(
-        prompts,
+    mine = world.share(examples)
+    sampled = sampler.generate(
+        world.share(prompts),
         replace(params, seed=seed),
-        prompt_keys=[PromptKey(e.id) for e in examples],
+        prompt_keys=[PromptKey(e.id) for e in mine],
         step=step,
         stream=stream,
         on_event=on_event,
     )
-    texts = [[tokenizer.decode(c.token_ids) for c in row] for row in completions]
+    decoded = [[tokenizer.decode(c.token_ids) for c in row] for row in sampled]
     flat = iter(
         grade(
-            [t for row in texts for t in row],
-            [e.answer for e in examples for _ in range(params.n)],
+            [t for row in decoded for t in row],
+            [e.answer for e in mine for _ in range(params.n)],
             mode=mode,
         )
     )
-    grades = [[next(flat) for _ in row] for row in completions]
+    rows = exchange(
+        world,
+        [
+            [(c, text, next(flat), None) for c, text in zip(*row, strict=True)]
+            for row in zip(sampled, decoded, strict=True)
+        ],
+    )
+    completions = [[response[0] for response in row] for row in rows]
+    texts = [[response[1] for response in row] for row in rows]
+    grades = [[response[2] for response in row if response[2] is not None] for row in rows]
     golds = [e.answer for e in examples]
     return Evaluation(prompts, completions, texts, grades, golds, seed)
 
@@ -267,8 +281,9 @@ def evaluate_model(
     request: Request,
     say: Callable[[str], None],
     count: Callable[[str, int], Callable[[object], None]],
+    world: World = ALONE,
 ) -> Evaluation:
-    """The evaluation that `request` asks for.
+    """The evaluation that `request` asks for, by all processes of a `world`.
 
     `say` is told of prompts that are too long, `count(name, total)` gives what counts responses.
     Raises UsageError for counts below 1, an unknown model or data, and lengths that do not fit.
@@ -315,5 +330,6 @@ def evaluate_model(
         ),
         seed=request.seed,
         mode=config.reward.mode,
-        on_event=count("evaluate", len(fitting.examples) * request.samples),
+        on_event=count("evaluate", len(world.share(fitting.examples)) * request.samples),
+        world=world,
     )

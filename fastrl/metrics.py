@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fastrl.distributed import ALONE, World
 from fastrl.grading import count_reasons
 from fastrl.objectives import Objective
 from fastrl.types import Scored
@@ -123,8 +124,9 @@ def step_metrics(
     *,
     seconds_sample: float,
     seconds_grade: float,
+    world: World = ALONE,
 ) -> dict[str, Any]:
-    """The line of metrics.jsonl for step number `step`, counted from 1.
+    """The line of metrics.jsonl for step number `step`, counted from 1, of every process.
 
     A value that cannot be computed (no golds, no variance) is None. Raises RuntimeError when the
     ledger does not balance.
@@ -139,7 +141,7 @@ def step_metrics(
         "step": step,
         "objective": objective.name,
         **_task_metrics(groups),
-        **_likelihood_metrics(groups, result, lengths),
+        **_likelihood_metrics(groups, result, lengths, world),
         "length_mean": float(lengths.mean()),
         "length_median": float(np.median(lengths)),
         "length_p5": float(np.percentile(lengths, 5)),
@@ -227,7 +229,7 @@ def _task_metrics(groups: Sequence[Sequence[Scored]]) -> dict[str, float | None]
 
 
 def _likelihood_metrics(
-    groups: Sequence[Sequence[Scored]], result: StepResult, lengths: np.ndarray
+    groups: Sequence[Sequence[Scored]], result: StepResult, lengths: np.ndarray, world: World
 ) -> dict[str, float | None]:
     """Likelihoods, the objective's reward, and how far the sampler is from the trainer."""
     scores = result.scores
@@ -236,6 +238,12 @@ def _likelihood_metrics(
     tokens = max(1, int(lengths[scored].sum()))
     gaps = [(b.ref_logprobs_M - b.logprobs_M).double() for b in scores.batches]
     drift = [(b.sampler_logprobs_M - b.logprobs_M).double() for b in scores.batches]
+    kl_k3, entropy, mismatch = world.sum(
+        sum(float((g.exp() - 1 - g).sum()) for g in gaps),
+        sum(float(b.entropy_M.double().sum()) for b in scores.batches),
+        sum(float(d.sum()) for d in drift),
+    )
+    ratios = world.gather(max((float((-d).exp().max()) for d in drift), default=None))
     reward_PG = result.reward_R.reshape(len(groups), -1)
     task = np.array([np.nan if s.task_reward is None else s.task_reward for g in groups for s in g])
     covariances, correlations = _within_groups(
@@ -251,12 +259,12 @@ def _likelihood_metrics(
         "ref_logprob_token": lp[scored].sum() / tokens,
         "policy_logprob_token": lpi[scored].sum() / tokens,
         "kl": _mean(lpi[scored] - lp[scored]),
-        "kl_k3": sum(float((g.exp() - 1 - g).sum()) for g in gaps) / max(1, scored.sum()),
-        "entropy": sum(float(b.entropy_M.double().sum()) for b in scores.batches) / tokens,
+        "kl_k3": kl_k3 / max(1, scored.sum()),
+        "entropy": entropy / tokens,
         "corr_reward_ref_logprob": _mean(correlations),
         "cov_reward_ref_logprob": _mean(covariances),
-        "mismatch_kl": sum(float(d.sum()) for d in drift) / tokens,
-        "mismatch_max_ratio": max((float((-d).exp().max()) for d in drift), default=None),
+        "mismatch_kl": mismatch / tokens,
+        "mismatch_max_ratio": max((r for r in ratios if r is not None), default=None),
     }
 
 

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from fastrl.config import OptimConfig
+from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
+from fastrl.sharding import assemble, piece, piece_of
+
+STATE = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, for each parameter
 
 
 class Optimizer:
     """One optimiser step: clip by global norm, set the learning rate, AdamW, round into the model.
 
     Parameters in fp32 or fp64 are stepped themselves; those of a narrower dtype have fp32 masters,
-    kept here, that round into the model's tensors at the end of `step`.
+    kept here, that round into the model's tensors at the end of `step`. Of a sharded model
+    (`sharding.py`) all this is the piece of this process, and every process takes each step.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int = 0) -> None:
-        """`total_steps`: steps of the whole run, which the linear schedule falls over."""
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        total_steps: int = 0,
+        world: World = ALONE,
+    ) -> None:
+        """`total_steps`: steps of the whole run, which the linear schedule falls over; `world`:
+        the processes that a sharded model lies on.
+        """
         if len(config.betas) != 2 or not all(0 <= b < 1 for b in config.betas):
             raise UsageError(
                 f"optim.betas is {config.betas}; give two numbers from 0 up to below 1"
@@ -31,12 +45,13 @@ class Optimizer:
             )
         if config.schedule == "linear" and total_steps < 1:
             raise UsageError(f"the linear schedule falls over the run's steps, not {total_steps}")
-        self.config, self.total_steps = config, total_steps
+        self.config, self.total_steps, self.world = config, total_steps, world
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.params = [p for p in model.parameters() if p.requires_grad]
+        self.pieces = [piece(p) for p in self.params]
         self.masters = [
-            p if p.dtype in (torch.float32, torch.float64) else p.detach().float().clone()
-            for p in self.params
+            x if x.dtype in (torch.float32, torch.float64) else x.detach().float().clone()
+            for x in self.pieces
         ]
         self.adamw = torch.optim.AdamW(
             self.masters,
@@ -63,8 +78,7 @@ class Optimizer:
 
         A gradient that is not finite changes nothing and returns the norm as it is.
         """
-        grads = [p.grad for p in self.params if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        norm = self._norm([piece(p.grad) for p in self.params if p.grad is not None])
         if not math.isfinite(norm):
             self.zero_grad()
             return norm
@@ -74,7 +88,7 @@ class Optimizer:
             if p.grad is None:
                 continue
             if master is not p:
-                master.grad = p.grad.float()
+                master.grad = piece(p.grad).to(master.dtype)
             assert master.grad is not None
             if scale != 1.0:
                 master.grad.mul_(scale)
@@ -82,11 +96,15 @@ class Optimizer:
             group["lr"] = self.lr_at(step)
         self.adamw.step()
         with torch.no_grad():
-            for master, p in zip(self.masters, self.params, strict=True):
-                if master is not p:
-                    p.copy_(master)
+            for master, x in zip(self.masters, self.pieces, strict=True):
+                if master is not x:
+                    x.copy_(master)
         self.zero_grad()
         return norm
+
+    def _norm(self, grads: list[torch.Tensor]) -> float:
+        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        return norm if self.world.size == 1 else math.sqrt(self.world.sum(norm**2)[0])
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -95,36 +113,46 @@ class Optimizer:
             master.grad = None
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """The state as named tensors: masters of narrow parameters, both moments, step counts."""
+        """The state as named tensors: masters of narrow parameters, both moments, step counts.
+
+        Every process calls it; the pieces are put together one tensor at a time, for the first
+        process, and the others get nothing.
+        """
         tensors: dict[str, torch.Tensor] = {}
-        for name, master, p in zip(self.names, self.masters, self.params, strict=True):
-            if master is not p:
-                tensors[f"master.{name}"] = master
-            for key, value in self.adamw.state.get(master, {}).items():
-                tensors[f"{key}.{name}"] = value
+        columns = zip(self.names, self.masters, self.pieces, self.params, strict=True)
+        for name, master, x, p in columns:
+            state = dict(self.adamw.state.get(master, {}))
+            found = {"step": state.pop("step")} if state else {}
+            parts = state if master is x else {"master": master, **state}
+            for key, value in sorted(parts.items()):  # in one order on every process
+                whole = assemble(value, p)
+                if self.world.is_first:
+                    found[key] = whole
+            if self.world.is_first:
+                tensors.update({f"{key}.{name}": value for key, value in found.items()})
         return tensors
 
-    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take back what `state_tensors` gave; raises UsageError when it is another model's."""
         used = set()
-        for name, master, p in zip(self.names, self.masters, self.params, strict=True):
-            keys = {"exp_avg", "exp_avg_sq", "step"}
-            state = {k: tensors[f"{k}.{name}"] for k in keys if f"{k}.{name}" in tensors}
-            if state and (state.keys() != keys or state["exp_avg"].shape != master.shape):
+        columns = zip(self.names, self.masters, self.pieces, self.params, strict=True)
+        for name, master, x, p in columns:
+            state = {k: tensors[f"{k}.{name}"] for k in STATE if f"{k}.{name}" in tensors}
+            if state and (len(state) < len(STATE) or state["exp_avg"].shape != p.shape):
                 raise UsageError(
                     f"the optimiser state of {name} does not fit the model's parameter"
                 )
             used |= {f"{k}.{name}" for k in state}
             if state:
                 self.adamw.state[master] = {
-                    k: v.clone() if k == "step" else v.to(master.device, copy=True)
+                    k: v.clone() if k == "step" else piece_of(v, p).to(master.device, copy=True)
                     for k, v in state.items()
                 }
-            if master is not p:
+            if master is not x:
                 if f"master.{name}" not in tensors:
                     raise UsageError(f"the optimiser state has no master weights of {name}")
                 used.add(f"master.{name}")
                 with torch.no_grad():
-                    master.copy_(tensors[f"master.{name}"])
+                    master.copy_(piece_of(tensors[f"master.{name}"], p))
         if extra := sorted(set(tensors) - used):
             raise UsageError(f"the optimiser state holds {extra[0]!r}, which the model has not")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastrl.batch import pack
 from fastrl.checkpoint import (
     TrainerState,
     newest_valid,
@@ -21,6 +20,7 @@ from fastrl.checkpoint import (
 )
 from fastrl.config import Config, read_toml
 from fastrl.datasources import Example, load_examples, test_split
+from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
 from fastrl.evaluate import Evaluation, evaluate
 from fastrl.lint_golds import check_golds
@@ -32,7 +32,8 @@ from fastrl.prompts import PromptStream, Tokenized
 from fastrl.rewards import Rewarder
 from fastrl.run_directory import RunDirectory
 from fastrl.sampler import Sampler, SamplingParams
-from fastrl.scoring import score_responses
+from fastrl.sharding import gathered, shard
+from fastrl.shares import pack_share, score_share
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.train import Learner
 from fastrl.weights import save_model
@@ -64,20 +65,22 @@ class Run:
 
         Does nothing without prompts, and where the line of this step is there already.
         """
-        examples = self.held_out.get(split, ())
-        if not examples or self.directory.has_evaluation(self.step, split):
+        examples, world = self.held_out.get(split, ()), self.learner.world
+        if not examples or world.from_first(self.directory.has_evaluation(self.step, split)):
             return
         params = replace(self.sampling, n=self.config.eval.samples, ignore_eos=False)
-        evaluation = evaluate(
-            self.sampler,
-            self.tokenizer,
-            examples,
-            params,
-            seed=self.config.train.seed,
-            step=0,  # the same random numbers at every step: comparisons are paired
-            mode=self.config.reward.mode,
-            on_event=display.count("evaluate", len(examples) * params.n),
-        )
+        with gathered(self.learner.policy, keep=self.learner.keep_gathered):
+            evaluation = evaluate(
+                self.sampler,
+                self.tokenizer,
+                examples,
+                params,
+                seed=self.config.train.seed,
+                step=0,  # the same random numbers at every step: comparisons are paired
+                mode=self.config.reward.mode,
+                on_event=display.count("evaluate", len(world.share(examples)) * params.n),
+                world=world,
+            )
         line = {"step": self.step, "split": split, **evaluation.summary()}
         self.directory.add_evaluation({**line, "kl": self._kl(evaluation)})
 
@@ -89,31 +92,26 @@ class Run:
         completions = [c for group in evaluation.completions for c in group]
         prompts = [p for p in evaluation.prompt_token_ids for _ in evaluation.completions[0]]
         pairs = zip(prompts, (c.token_ids for c in completions), strict=True)
-        batches = pack(
+        batches = pack_share(
+            learner,
             dict(enumerate(pairs)),
             {i: i // len(evaluation.completions[0]) for i in range(len(prompts))},
-            max_tokens=learner.max_tokens_per_batch,
-            device=next(learner.policy.parameters()).device,
         )
-        scores = score_responses(
-            learner.policy,
-            learner.reference,
-            batches,
-            completions,
-            learner.objective.temperature,
-        )
+        scores = score_share(learner, batches, completions)
         return float(np.mean(scores.policy_logprob_R - scores.ref_logprob_R))
 
     def save_checkpoint(self) -> Path:
         """Write checkpoints/step_N of the state as it is."""
         policy = self.learner.policy
         assert isinstance(policy, Decoder)
-        return write_checkpoint(
-            self.directory.checkpoints,
-            lambda path: save_model(policy, resolve_model(self.config.model.name), path),
-            self.learner.optimizer,
-            TrainerState(self.step, self.prompts.position, self.tokens_sampled),
-        )
+        with gathered(policy, keep=self.learner.keep_gathered):
+            return write_checkpoint(
+                self.directory.checkpoints,
+                lambda path: save_model(policy, resolve_model(self.config.model.name), path),
+                self.learner.optimizer,
+                TrainerState(self.step, self.prompts.position, self.tokens_sampled),
+                self.learner.world,
+            )
 
 
 def loss_spec(config: Config) -> tuple[LossSpec, str]:
@@ -145,6 +143,8 @@ def check_numbers(config: Config) -> None:
         ("sampling.max_tokens", sampling.max_tokens, 1),
         ("train.max_steps", train.max_steps, 1),
         ("train.max_tokens_per_batch", train.max_tokens_per_batch, 1),
+        ("train.minibatches", train.minibatches, 1),
+        ("train.epochs", train.epochs, 1),
         ("train.seed", train.seed, 0),
         ("train.threads", train.threads, 0),
         ("eval.prompts", config.eval.prompts, 0),
@@ -163,6 +163,21 @@ def check_numbers(config: Config) -> None:
                 " (one response has no baseline)" if key.endswith("responses_per_prompt") else ""
             )
             raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
+
+
+def check_updates(config: Config, spec: LossSpec) -> None:
+    """Raise UsageError where several optimiser steps a batch cannot be what is meant."""
+    train, prompts = config.train, config.sampling.prompts_per_step
+    if train.minibatches > prompts:
+        raise UsageError(
+            f"train.minibatches is {train.minibatches}, but a step has {prompts} prompts; lower it"
+        )
+    if train.minibatches * train.epochs > 1 and spec.loss == "reinforce":
+        raise UsageError(
+            f"train.minibatches {train.minibatches} and train.epochs {train.epochs} make several"
+            " optimiser steps a batch, and the loss 'reinforce' has no ratio to the policy that"
+            " sampled; set loss.loss to 'clip', 'cispo' or 'gspo', or leave both at 1"
+        )
 
 
 def longest_prompt(config: Config, max_position: int) -> int:
@@ -194,7 +209,7 @@ def longest_prompt(config: Config, max_position: int) -> int:
     return asked or room
 
 
-def start(config: Config) -> Run:
+def start(config: Config, world: World = ALONE) -> Run:
     """A new run: refuses what contradicts itself before any work, then makes its directory."""
     check_contradictions(config)
     check_numbers(config)
@@ -210,18 +225,27 @@ def start(config: Config) -> Run:
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().resolve())
     config = replace(config, model=replace(config.model, name=name, sha256=digest))
-    run = assemble(config, model_path)
-    run.directory = RunDirectory.create(config)
+    run = assemble(config, model_path, world)
+    made = RunDirectory.create(config) if world.is_first else None
+    path = world.from_first(str(made.path) if made else "")
+    run.directory = made or RunDirectory(Path(path), writes=False)
     return run
 
 
-def resume(path: str | Path, say: Callable[[str], None]) -> Run:
-    """The run in `path` at its newest whole checkpoint, its later records dropped."""
-    directory = RunDirectory.open(path)
+def resume(path: str | Path, say: Callable[[str], None], world: World = ALONE) -> Run:
+    """The run in `path` at its newest whole checkpoint, its later records dropped.
+
+    The number of processes may be another one.
+    """
+    directory = RunDirectory.open(path, writes=world.is_first)
     config = read_toml(directory.config)
-    checkpoint, skipped = newest_valid(directory.checkpoints)
-    for line in skipped:
-        say(line)
+    checkpoint = None
+    if world.is_first:
+        checkpoint, skipped = newest_valid(directory.checkpoints)
+        for line in skipped:
+            say(line)
+    name = world.from_first(checkpoint.name if checkpoint else "")
+    checkpoint = directory.checkpoints / name if name else None
     model_path = resolve_model(config.model.name)
     if weights_sha256(model_path) != config.model.sha256:
         raise UsageError(
@@ -229,7 +253,7 @@ def resume(path: str | Path, say: Callable[[str], None]) -> Run:
             "SHA-256 differs); put the original weights back"
         )
     state = read_state(checkpoint) if checkpoint else TrainerState(0, 0, 0)
-    run = assemble(config, checkpoint)
+    run = assemble(config, checkpoint, world)
     run.directory = directory
     if checkpoint:
         read_optimizer(checkpoint, run.learner.optimizer)
@@ -239,10 +263,11 @@ def resume(path: str | Path, say: Callable[[str], None]) -> Run:
     return run
 
 
-def assemble(config: Config, policy_path: Path | None = None) -> Run:
+def assemble(config: Config, policy_path: Path | None = None, world: World = ALONE) -> Run:
     """All parts of a run at step 0, without its directory; the policy's weights from `policy_path`.
 
-    Without `policy_path` the policy starts as the configured model.
+    Without `policy_path` the policy starts as the configured model. In a `world` of several
+    processes it is sharded, and the reference too unless it can be kept whole.
     """
     objective = check_contradictions(config)
     if config.train.threads:
@@ -252,6 +277,7 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     spec, advantage = loss_spec(config)
+    check_updates(config, spec)
     rewarder = Rewarder(config.reward, config.sampling.max_tokens)
     policy = load_model(policy_path or config.model.name, dtype=dtype, device=device)
     policy.checkpoint_activations = config.train.checkpoint_activations
@@ -291,6 +317,12 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
     notes += [f"{split}: {line}" for split, found in sets.items() for line in found.report()]
     if objective.uses_task_reward and "math" in config.reward.functions:
         notes += [f"train: {line}" for line in check_golds(sets["train"].examples)]
+    keep_gathered = config.train.keep_gathered
+    if world.size > 1:
+        kept = "whole during a step" if keep_gathered else "gathered a layer at a time"
+        notes.append(f"{world.size} processes, parameters {kept}")
+        for model in (policy,) if keep_gathered else (policy, reference):
+            shard(model, keep_gathered=keep_gathered)
     return Run(
         config=config,
         directory=RunDirectory(Path()),
@@ -301,11 +333,16 @@ def assemble(config: Config, policy_path: Path | None = None) -> Run:
             objective=objective,
             spec=spec,
             advantage=advantage,
-            optimizer=Optimizer(policy, config.optim, config.train.max_steps),
+            optimizer=Optimizer(policy, config.optim, config.train.max_steps, world),
             max_tokens_per_batch=config.train.max_tokens_per_batch,
             max_response_tokens=sampling.max_tokens,
             drop_groups_without_signal=config.loss.drop_groups_without_signal,
+            mask_truncated=config.loss.mask_truncated,
+            minibatches=config.train.minibatches,
+            epochs=config.train.epochs,
             share_prompts=config.train.share_prompts,
+            world=world,
+            keep_gathered=keep_gathered,
         ),
         tokenizer=tokenizer,
         sampler=sampler,

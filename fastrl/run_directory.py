@@ -19,10 +19,14 @@ from fastrl.types import Scored
 
 
 class RunDirectory:
-    """The directory of one run; after a crash only the last line of a log can be half there."""
+    """The directory of one run; after a crash only the last line of a log can be half there.
 
-    def __init__(self, path: Path) -> None:
+    Without `writes`, as on all processes but the first, it is left as it is.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
         self.evaluations = path / "eval.jsonl"
@@ -52,15 +56,17 @@ class RunDirectory:
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
+    def open(cls, path: str | Path, *, writes: bool = True) -> RunDirectory:
         """The directory of an existing run."""
-        run = cls(Path(path))
+        run = cls(Path(path), writes=writes)
         if not run.config.is_file():
             raise UsageError(f"{path} holds no run (no config.toml); give the directory of a run")
         return run
 
     def cut_back(self, step: int) -> None:
         """Drop every record of a step after `step`, and a half-written last line."""
+        if not self.writes:
+            return
         for path in (self.metrics, self.evaluations):
             if not path.exists():
                 continue
@@ -77,11 +83,13 @@ class RunDirectory:
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
-        _append(self.metrics, line)
+        if self.writes:
+            _append(self.metrics, line)
 
     def add_evaluation(self, line: Mapping[str, Any]) -> None:
         """Append one evaluation to eval.jsonl."""
-        _append(self.evaluations, line)
+        if self.writes:
+            _append(self.evaluations, line)
 
     def has_evaluation(self, step: int, split: str) -> bool:
         """Whether eval.jsonl has the line of this step and split."""
@@ -99,6 +107,8 @@ class RunDirectory:
         self, step: int, groups: Sequence[Sequence[Scored]], result: StepResult
     ) -> None:
         """Write completions/step_N.parquet: a row a response, with its tokens and verdict."""
+        if not self.writes:
+            return
         rows = []
         for r, s in enumerate(s for group in groups for s in group):
             rows.append(

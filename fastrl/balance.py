@@ -1,0 +1,60 @@
+"""Sequences shared out to processes, so that all have about as many rows to compute.
+
+Groups stay whole, which lets their prompt be computed once, until that costs more than `SLACK`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+SLACK = 0.1  # over an even share
+
+
+def share_out(rows_S: np.ndarray, groups_S: np.ndarray, size: int) -> np.ndarray:
+    """The process of each of S sequences, int64 [S], the same wherever it is computed.
+
+    `rows_S`: what each sequence costs; `groups_S`: the number of its group. The groups go to the
+    process with the least, the largest first (Graham 1969); then single sequences move from the
+    process with the most to that with the least, while it has over 1 + SLACK of an even share and
+    the move makes the larger of the two smaller.
+    """
+    if size == 1 or not len(rows_S):
+        return np.zeros(len(rows_S), np.int64)
+    names, index_S = np.unique(groups_S, return_inverse=True)
+    rows_P = np.bincount(index_S, rows_S, len(names)).astype(np.int64)
+    order_P = np.argsort(-rows_P, kind="stable")
+    return _shares()(rows_S.astype(np.int64), index_S, rows_P, order_P, size, SLACK)
+
+
+@lru_cache(maxsize=1)
+def _shares() -> Callable[..., np.ndarray]:
+    import numba  # half a second that only several processes need
+
+    @numba.njit
+    def shares(rows_S, index_S, rows_P, order_P, size, slack):
+        load = np.zeros(size, np.int64)
+        owner_P = np.zeros(len(rows_P), np.int64)
+        for p in order_P:
+            owner_P[p] = load.argmin()
+            load[owner_P[p]] += rows_P[p]
+        owner_S = owner_P[index_S]
+        bound = (1 + slack) * load.sum() / size
+        while load.max() > bound:
+            most, least = load.argmax(), load.argmin()
+            best, left = -1, load[most]  # the larger of the two loads after the move
+            for s in range(len(rows_S)):
+                if owner_S[s] == most:
+                    larger = max(load[most] - rows_S[s], load[least] + rows_S[s])
+                    if larger < left:
+                        best, left = s, larger
+            if best < 0:
+                break
+            owner_S[best] = least
+            load[most] -= rows_S[best]
+            load[least] += rows_S[best]
+        return owner_S
+
+    return shares

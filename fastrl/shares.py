@@ -1,0 +1,73 @@
+"""One process's share of a step's responses: packed, scored, and as many batches as the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastrl.balance import share_out
+from fastrl.batch import pack, pays
+from fastrl.scoring import Scores, score, score_responses
+from fastrl.types import Batch, Completion
+
+if TYPE_CHECKING:
+    from fastrl.train import Learner
+
+
+def pack_share(
+    learner: Learner,
+    sequences: Mapping[int, tuple[Sequence[int], Sequence[int]]],
+    groups: Mapping[int, int],
+) -> list[Batch]:
+    """This process's share of sequences (as for `batch.pack`), packed."""
+    names, shared = list(sequences), learner.share_prompts
+    owners = share_out(
+        np.array([len(prompt) + len(response) - 1 for prompt, response in sequences.values()]),
+        np.array([groups[i] for i in names]),
+        learner.world.size,
+    )
+    mine = [i for i, owner in zip(names, owners, strict=True) if owner == learner.world.rank]
+    return pack(
+        {i: sequences[i] for i in mine},
+        {i: groups[i] for i in mine},
+        max_tokens=learner.max_tokens_per_batch,
+        share_prompts=pays(sequences, groups) if shared == "auto" else shared == "on",
+        device=next(learner.policy.parameters()).device,
+    )
+
+
+def score_share(
+    learner: Learner, batches: Sequence[Batch], completions: Sequence[Completion]
+) -> Scores:
+    """The scores of every process's batches; rows of this one's.
+
+    Raises FloatingPointError as `score_responses`.
+    """
+    temperature = learner.objective.temperature
+    idle = [] if learner.keep_gathered else idle_batches(learner, batches)
+    scores = score_responses(learner.policy, learner.reference, batches, completions, temperature)
+    for batch in idle:
+        score(learner.reference, batch, temperature)
+        score(learner.policy, batch, temperature)
+    if learner.world.size == 1:
+        return scores
+    both = np.stack([scores.ref_logprob_R, scores.policy_logprob_R])
+    for part in learner.world.gather_arrays(both):
+        both = np.where(np.isnan(both), part, both)
+    return replace(scores, ref_logprob_R=both[0], policy_logprob_R=both[1])
+
+
+def idle_batches(learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
+    """What a process computes, for nothing, after `batches` while others have more of them.
+
+    A forward or backward pass of a sharded model is a call to every process, and so is this: to be
+    asked before the first of `batches`.
+    """
+    count = learner.world.most(len(batches)) - len(batches)
+    if count == 0:
+        return []
+    device = next(learner.policy.parameters()).device
+    return pack({0: ([0], [0])}, {0: 0}, max_tokens=1, device=device) * count

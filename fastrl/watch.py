@@ -1,0 +1,166 @@
+"""The end of a run of several processes when one of them fails or dies: one line, no hang.
+
+The first to fail leaves its reason in torchrun's store; a thread of every process looks there, and
+whether its neighbours on the machine are alive, so that none waits in a collective for ever. One
+process prints the reason, the first if it can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import NoReturn, TypeVar
+
+import torch.distributed as dist
+
+from fastrl.distributed import World
+from fastrl.errors import UsageError
+
+T = TypeVar("T")
+
+PERIOD_S = 0.5  # between two looks
+PATIENCE_S = 3.0  # what broke a collective, and may not be the reason, waits for a better one
+TURN_S = 5.0  # how long the first process has to speak before another does
+
+FAILED, USAGE = 1, 2  # exit codes
+
+
+class Watch:
+    """A context that no failure leaves: the process ends there, with those of the others."""
+
+    def __init__(self, world: World) -> None:
+        """Every process, after `init_process_group`."""
+        self.world = world
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # a connection of its own: a call that waits on another's holds it
+        client = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+        self.store = dist.PrefixStore(f"fastrl/{attempt}", client)
+        self.processes = world.gather([world.host, os.getpid()])
+        self._leaving = threading.Event()
+        self._ending = threading.Lock()
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._previous = signal.signal(signal.SIGTERM, _interrupt)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._leaving.set()  # whoever has gone by now has done its work
+                self.world.gather(None)
+        except RuntimeError as broken:
+            error = broken
+        if error is not None:
+            self.fail(error)
+        self._thread.join()
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End this process for `error`, or for what is behind it in another process."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if isinstance(error, UsageError):
+            self._end(str(error), USAGE)
+        # a collective that broke and a signal of torchrun's are what a death elsewhere looks like
+        if isinstance(error, (RuntimeError, OSError, KeyboardInterrupt)):
+            deadline = time.monotonic() + PATIENCE_S
+            while time.monotonic() < deadline:
+                self._end_if_known()
+                time.sleep(PERIOD_S / 5)
+        if isinstance(error, KeyboardInterrupt):
+            self._end("interrupted", FAILED)
+        traceback.print_exception(error)
+        reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
+        self._end(f"{self.world}: {reason}", FAILED)
+
+    def _look(self) -> None:
+        while not self._leaving.wait(PERIOD_S):
+            self._end_if_known()
+
+    def _end_if_known(self) -> None:
+        """End this process if another has left its reason, or has died without one."""
+        try:
+            if self.store.check(["reason"]):
+                self._end("", FAILED)
+        except RuntimeError:  # the store died with the machine or the torchrun that held it
+            if not self._leaving.is_set():
+                self._end(
+                    f"{self.world}: torchrun's store is gone, and its machine with it", FAILED
+                )
+        for rank, (host, pid) in enumerate(self.processes):
+            if host == self.world.host and not self._leaving.is_set() and not _is_alive(pid):
+                # it may have failed by itself, and said why
+                name = World(rank, self.world.size, host=host)
+                self._end(f"{name}: its process {pid} was killed or crashed", FAILED)
+
+    def _end(self, text: str, code: int) -> NoReturn:
+        """Leave `text` as the reason unless there is one, have it printed once, end."""
+        self._ending.acquire()  # for good: one thread ends the process
+        mine = json.dumps([text, code])
+        reason = json.loads(
+            _tried(lambda: self.store.compare_set("reason", "", mine), mine.encode())
+        )
+        if self._may_speak():
+            if sys.__stdout__ and sys.__stdout__.isatty():
+                print("\033[?25h", end="", file=sys.__stdout__, flush=True)  # the cursor
+            print(f"fastrl: {reason[0]}", file=sys.stderr, flush=True)
+            _tried(lambda: self.store.set("said", "yes"), None)
+        if reason[1] == USAGE:  # torchrun ends the others when the first exits: all at once
+            self._wait_for(lambda: self.store.add("ended", 0) >= self.world.size, count=True)
+        sys.stderr.flush()
+        os._exit(reason[1])
+
+    def _may_speak(self) -> bool:
+        if not self.world.is_first:
+            self._wait_for(lambda: self.store.check(["said"]))
+        return _tried(lambda: self.store.add("speakers", 1), 1) == 1
+
+    def _wait_for(self, condition: Callable[[], bool], count: bool = False) -> None:
+        """Return once it holds, or the store is gone, or TURN_S are over."""
+        if count:
+            _tried(lambda: self.store.add("ended", 1), 0)
+        deadline = time.monotonic() + TURN_S
+        while not _tried(condition, True) and time.monotonic() < deadline:
+            time.sleep(PERIOD_S / 10)
+
+
+def _tried(call: Callable[[], T], otherwise: T) -> T:
+    """What the store answers; `otherwise` where it is gone."""
+    try:
+        return call()
+    except RuntimeError:
+        return otherwise
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that nobody has waited for yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in (b"Z", b"X")
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

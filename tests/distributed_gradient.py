@@ -1,0 +1,116 @@
+"""The gradient of given batches by as many processes as torchrun starts: `... OUT.safetensors`.
+
+Cases differ in what must not matter: order, budget, how parameters lie. "few" has fewer responses
+than there are processes.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from fastrl.config import Config
+from fastrl.distributed import ALONE, World, joined
+from fastrl.model import load_model
+from fastrl.objectives import check_contradictions
+from fastrl.optim import Optimizer
+from fastrl.run import loss_spec
+from fastrl.sharding import assemble, gather, piece, scatter, shard
+from fastrl.shares import score_share
+from fastrl.train import (
+    TRAINED,
+    Learner,
+    advantage,
+    assign_roles,
+    backward,
+    pack_responses,
+    reward,
+)
+from fastrl.types import Completion, Prompt, Scored
+
+CASES = {
+    "one micro-batch": {"budget": 8192},
+    "many micro-batches": {"budget": 60},
+    "another order": {"budget": 200, "order": 1},
+    "a layer at a time": {"budget": 120, "keep": False},
+    "few": {"few": True, "budget": 1},
+    "few, a layer at a time": {"few": True, "budget": 1, "keep": False},
+}
+
+
+def given_groups(valid_vocab: int, few: bool) -> list[list[Scored]]:
+    """Groups of responses of very different lengths; one response has failed."""
+    draw = random.Random(0)
+    groups = []
+    for p in range(1 if few else 6):
+        ids = tuple(draw.randrange(valid_vocab) for _ in range(draw.randint(4, 20)))
+        prompt = Prompt(p, 0, (), ids, "")
+        group = []
+        for g in range(2 if few else 4):
+            length = draw.randint(1, 60)
+            tokens = tuple(draw.randrange(valid_vocab) for _ in range(length))
+            end = "error" if (p, g) == (2, 1) else "length"
+            completion = Completion(tokens, (-1.0,) * length, (0.0,) * length, end)
+            group.append(Scored(prompt, completion, "", None, draw.random()))
+        groups.append(group)
+    return groups
+
+
+def gradients(world: World) -> dict[str, torch.Tensor]:
+    """Of every case and parameter, whole, with rewards, and the norm after a step."""
+    found: dict[str, torch.Tensor] = {}
+    for keep in (True, False):
+        config = Config()
+        policy, reference = load_model("embedded"), load_model("embedded").requires_grad_(False)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for p in policy.parameters():
+                p.add_(0.01 * torch.randn_like(p))
+        if world.size > 1:
+            for model in (policy,) if keep else (policy, reference):
+                shard(model, keep_gathered=keep)
+        spec, estimator = loss_spec(config)
+        objective = check_contradictions(config)
+        optimizer = Optimizer(policy, config.optim, 10, world)
+        for name, case in CASES.items():
+            if case.get("keep", True) != keep:
+                continue
+            learner = Learner(
+                policy, reference, objective, spec, estimator, optimizer, case["budget"], 64,
+                world=world, keep_gathered=keep,
+            )  # fmt: skip
+            groups = given_groups(policy.valid_vocab, case.get("few", False))
+            if case.get("order"):
+                groups = groups[::-1]
+            responses = [s for group in groups for s in group]
+            roles = assign_roles(learner, groups)
+            if keep:
+                gather(policy)
+            batches = pack_responses(learner, responses, roles, len(groups[0]))
+            scores = score_share(learner, batches, [s.completion for s in responses])
+            rewards = reward(learner, responses, scores)
+            weights = advantage(learner, rewards, roles, len(groups))
+            loss, _ = backward(learner, batches, scores, weights, roles)
+            for key, p in zip(optimizer.names, optimizer.params, strict=True):
+                assert p.grad is not None
+                found[f"{name}/{key}"] = assemble(piece(p.grad).clone(), p)
+            rows = [np.flatnonzero(np.array(roles) == TRAINED).size, loss, *np.nan_to_num(rewards)]
+            found[f"{name}/values"] = torch.tensor(rows, dtype=torch.float64)
+            norm = optimizer._norm([piece(p.grad) for p in optimizer.params])
+            found[f"{name}/norm"] = torch.tensor([norm], dtype=torch.float64)
+            optimizer.zero_grad()
+            scatter(policy)
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with joined() as world:
+        assert world != ALONE
+        found = gradients(world)
+        if world.is_first:
+            save_file(found, sys.argv[1])
