@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrl.balance import share_out
-from fastrl.batch import pack, pays
+from fastrl.batch import Sequences, pack
 from fastrl.scoring import Scores, score, score_responses
 from fastrl.types import Batch, Completion
 
@@ -19,22 +20,25 @@ if TYPE_CHECKING:
 
 def pack_share(
     learner: Learner,
-    sequences: Mapping[int, tuple[Sequence[int], Sequence[int]]],
+    sequences: Sequences,
     groups: Mapping[int, int],
+    *,
+    share_prompts: bool = False,
 ) -> list[Batch]:
     """This process's share of sequences (as for `batch.pack`), packed."""
-    names, shared = list(sequences), learner.share_prompts
-    owners = share_out(
-        np.array([len(prompt) + len(response) - 1 for prompt, response in sequences.values()]),
-        np.array([groups[i] for i in names]),
-        learner.world.size,
-    )
+    names = list(sequences)
+    sizes = Counter(groups[i] for i in names)
+    rows = [
+        len(response) + (len(prompt) - 1) // (sizes[groups[i]] if share_prompts else 1)
+        for i, (prompt, response) in sequences.items()
+    ]
+    owners = share_out(np.array(rows), np.array([groups[i] for i in names]), learner.world.size)
     mine = [i for i, owner in zip(names, owners, strict=True) if owner == learner.world.rank]
     return pack(
         {i: sequences[i] for i in mine},
         {i: groups[i] for i in mine},
         max_tokens=learner.max_tokens_per_batch,
-        share_prompts=pays(sequences, groups) if shared == "auto" else shared == "on",
+        share_prompts=share_prompts,
         device=next(learner.policy.parameters()).device,
     )
 

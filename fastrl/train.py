@@ -17,6 +17,7 @@ import torch
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
 from fastrl.background import BackgroundGrader, Verdict
+from fastrl.batch import pays
 from fastrl.distributed import ALONE, World
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.metrics import step_metrics
@@ -163,11 +164,14 @@ def pack_responses(
     groups, count = {i: i // group_size for i in kept}, len(responses) // group_size
     parts = []
     for part in range(learner.minibatches):
-        mine = [i for i in kept if groups[i] * learner.minibatches // count == part]
-        pairs = {
-            i: (responses[i].prompt.token_ids, responses[i].completion.token_ids) for i in mine
+        sequences = {
+            i: (responses[i].prompt.token_ids, responses[i].completion.token_ids)
+            for i in kept
+            if groups[i] * learner.minibatches // count == part
         }
-        parts.append(pack_share(learner, pairs, groups))
+        share = learner.share_prompts
+        share_prompts = pays(sequences, groups) if share == "auto" else share == "on"
+        parts.append(pack_share(learner, sequences, groups, share_prompts=share_prompts))
     return parts
 
 

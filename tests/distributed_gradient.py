@@ -11,15 +11,15 @@ import sys
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from fastrl.config import Config
+from fastrl.config import Config, OptimConfig
 from fastrl.distributed import ALONE, World, joined
 from fastrl.model import load_model
 from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
 from fastrl.run import loss_spec
-from fastrl.sharding import assemble, gather, piece, scatter, shard
+from fastrl.sharding import assemble, gathered, piece, scatter, shard
 from fastrl.shares import score_share
 from fastrl.train import (
     TRAINED,
@@ -36,7 +36,10 @@ CASES = {
     "one micro-batch": {"budget": 8192},
     "many micro-batches": {"budget": 60},
     "another order": {"budget": 200, "order": 1},
+    "shared prompts": {"budget": 200, "share": "on"},
     "a layer at a time": {"budget": 120, "keep": False},
+    "computed again": {"budget": 120, "again": True},
+    "a layer at a time, computed again": {"budget": 200, "keep": False, "again": True},
     "few": {"few": True, "budget": 1},
     "few, a layer at a time": {"few": True, "budget": 1, "keep": False},
 }
@@ -81,20 +84,24 @@ def gradients(world: World) -> dict[str, torch.Tensor]:
                 continue
             learner = Learner(
                 policy, reference, objective, spec, estimator, optimizer, case["budget"], 64,
-                world=world, keep_gathered=keep,
+                share_prompts=case.get("share", "off"), world=world, keep_gathered=keep,
             )  # fmt: skip
+            policy.checkpoint_activations = case.get("again", False)
             groups = given_groups(policy.valid_vocab, case.get("few", False))
             if case.get("order"):
                 groups = groups[::-1]
             responses = [s for group in groups for s in group]
             roles = assign_roles(learner, groups)
-            if keep:
-                gather(policy)
-            batches = pack_responses(learner, responses, roles, len(groups[0]))
+            with gathered(policy, keep=keep):
+                whole = [p.data_ptr() for p in policy.parameters()]
+                assert all(type(p) is torch.nn.Parameter for p in policy.parameters())
+            (batches,) = pack_responses(learner, responses, roles, len(groups[0]))
             scores = score_share(learner, batches, [s.completion for s in responses])
             rewards = reward(learner, responses, scores)
             weights = advantage(learner, rewards, roles, len(groups))
-            loss, _ = backward(learner, batches, scores, weights, roles)
+            if keep:  # what trains is what sampled
+                assert whole == [p.data_ptr() for p in policy.parameters()]
+            loss, _ = backward(learner, batches, scores.batches, weights, roles)
             for key, p in zip(optimizer.names, optimizer.params, strict=True):
                 assert p.grad is not None
                 found[f"{name}/{key}"] = assemble(piece(p.grad).clone(), p)
@@ -107,10 +114,33 @@ def gradients(world: World) -> dict[str, torch.Tensor]:
     return found
 
 
+def check_masters(world: World, path: str) -> None:
+    """The state of narrow parameters, put together and taken apart again."""
+    policy = load_model("embedded", dtype=torch.bfloat16)
+    shard(policy, keep_gathered=True)
+    states = []
+    for _ in range(2):
+        optimizer = Optimizer(policy, OptimConfig(schedule="constant"), world=world)
+        if states:
+            optimizer.load_state_tensors(load_file(path))
+        else:
+            for p in optimizer.params:
+                p.grad = torch.full_like(p, 0.25)
+            optimizer.step(0)
+        states.append(optimizer.state_tensors())
+        if world.is_first:
+            save_file(states[-1], path)
+        world.gather(None)
+    if world.is_first:
+        assert any(name.startswith("master.") for name in states[0])
+        assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined() as world:
         assert world != ALONE
+        check_masters(world, sys.argv[1])
         found = gradients(world)
         if world.is_first:
             save_file(found, sys.argv[1])
