@@ -144,6 +144,9 @@ class LossConfig:
     drop_groups_without_signal: bool = setting(
         False, "leave out groups whose task rewards are all equal"
     )
+    mask_truncated: bool = setting(
+        False, "leave responses that hit the length limit out of the loss, not out of the baseline"
+    )
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,10 @@ class TrainConfig:
     checkpoint_activations: Literal["auto", "on", "off"] = setting(
         "auto", "compute a layer again in the backward pass; auto: where it would not fit otherwise"
     )
+    minibatches: int = setting(
+        1, "optimiser steps a pass over a step's responses: its prompts in as many parts"
+    )
+    epochs: int = setting(1, "passes over a step's responses")
     threads: int = setting(0, "CPU threads; 0: torch's choice")
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto", "compute the prompt of a group once in training too; auto: where it pays"

@@ -205,6 +205,11 @@ def check_contradictions(config: Config) -> Objective:
             " dividing by their standard deviation blows rounding noise up to 1; use 'rloo' or"
             " 'dr_grpo'"
         )
+    if loss.mask_truncated:
+        raise UsageError(
+            f"loss.mask_truncated leaves responses out of the loss, but {claim}, which counts them;"
+            " set it to false"
+        )
     if loss.drop_groups_without_signal:
         raise UsageError(
             f"loss.drop_groups_without_signal looks at the task reward alone, but {claim}; set it"

@@ -146,6 +146,8 @@ def check_numbers(config: Config) -> None:
         ("sampling.max_tokens", sampling.max_tokens, 1),
         ("train.max_steps", train.max_steps, 1),
         ("train.max_tokens_per_batch", train.max_tokens_per_batch, 1),
+        ("train.minibatches", train.minibatches, 1),
+        ("train.epochs", train.epochs, 1),
         ("train.seed", train.seed, 0),
         ("train.threads", train.threads, 0),
         ("eval.prompts", config.eval.prompts, 0),

@@ -24,7 +24,7 @@ from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
 from fastrl.optim import Optimizer
 from fastrl.sampler import PromptKey
-from fastrl.scoring import Scores, response_rows
+from fastrl.scoring import BatchScores, Scores, response_rows
 from fastrl.sharding import gather, gathered, reduce_gradients, scatter
 from fastrl.shares import idle_batches, pack_share, score_share
 from fastrl.types import Batch, Completion, Policy, Prompt, Scored
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastrl.display import Display
     from fastrl.run import Run
 
-TRAINED, FILTERED, FAILED = "trained", "filtered", "failed"
+TRAINED, MASKED, FILTERED, FAILED = "trained", "masked", "filtered", "failed"
 
 
 class Stopped(Exception):
@@ -54,6 +54,9 @@ class Learner:
     max_tokens_per_batch: int  # packed rows of a micro-batch
     max_response_tokens: int  # the constant of seq-mean-token-sum-norm
     drop_groups_without_signal: bool = False
+    mask_truncated: bool = False  # keep responses that hit the limit out of the loss
+    minibatches: int = 1  # optimiser steps a pass: the groups of a step in as many parts
+    epochs: int = 1  # passes over the groups of a step
     share_prompts: str = "auto"  # "auto", "on" or "off"
     world: World = ALONE  # that shares out a step's responses
     keep_gathered: bool = True  # of a sharded policy, between sampling and the optimiser's step
@@ -63,15 +66,15 @@ class Learner:
 class StepResult:
     """What a step computed: the same on every process, but for the rows of `scores`."""
 
-    roles_R: list[str]  # the ledger: "trained", "filtered" or "failed"
+    roles_R: list[str]  # the ledger: "trained", "masked", "filtered" or "failed"
     scores: Scores  # its batches are this process's
     reward_R: np.ndarray  # nan where failed
     advantage_R: np.ndarray
-    loss: float
-    clipped_tokens: float
-    rows: int  # packed rows of the training pass
+    loss: float  # mean over the optimiser's steps
+    clipped_tokens: float  # of a pass, mean over passes
+    rows: int  # packed rows of a pass
     rows_saved: int  # prompt rows that the responses of a group shared
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; the largest of several, or one that is not finite
     lr: float
     seconds_reference: float
     seconds_train: float
@@ -79,8 +82,9 @@ class StepResult:
 
 
 def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) -> StepResult:
-    """One optimiser step on P groups of G scored responses; `step` counts from 0.
+    """Train on P groups of G scored responses; `step` counts from 0.
 
+    One optimiser step, or `epochs` times `minibatches` of them with ratios to the policy before.
     Every process of a world calls it with all groups, and computes its share of them.
     Raises FloatingPointError, before any update, when a log-prob is not finite.
     """
@@ -89,38 +93,53 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
         gather(learner.policy)
     responses = [s for group in groups for s in group]
     roles_R = assign_roles(learner, groups)
-    batches = pack_responses(learner, responses, roles_R, len(groups[0]))
+    parts = pack_responses(learner, responses, roles_R, len(groups[0]))
+    batches = [batch for part in parts for batch in part]
     scores = score_share(learner, batches, [s.completion for s in responses])
     scored_at = time.perf_counter()
     reward_R = reward(learner, responses, scores)
     advantage_R = advantage(learner, reward_R, roles_R, len(groups))
-    loss, clipped = backward(learner, batches, scores, advantage_R, roles_R)
-    backward_at = time.perf_counter()
-    grad_norm = learner.optimizer.step(step)
-    scatter(learner.policy)
+    losses, clipped, norms, optimizing = [], 0.0, [], 0.0
+    for _ in range(learner.epochs):
+        rows_of = iter(scores.batches)
+        for part in parts:
+            if learner.keep_gathered:
+                gather(learner.policy)
+            rows = [next(rows_of) for _ in part]
+            loss, count = backward(learner, part, rows, advantage_R, roles_R)
+            begin = time.perf_counter()
+            norms.append(learner.optimizer.step(step))
+            optimizing += time.perf_counter() - begin
+            scatter(learner.policy)
+            losses.append(loss)
+            clipped += count
     ended = time.perf_counter()
-    rows, unshared = learner.world.sum(
-        sum(len(b.token_ids_N) for b in batches), sum(b.unshared_rows for b in batches)
-    )
+    packed = sum(len(b.token_ids_N) for b in batches)
+    unshared = sum(b.unshared_rows for b in batches)
+    packed, saved = map(int, learner.world.sum(packed, unshared - packed))
     return StepResult(
         roles_R=roles_R,
         scores=scores,
         reward_R=reward_R,
         advantage_R=advantage_R,
-        loss=loss,
-        clipped_tokens=clipped,
-        rows=int(rows),
-        rows_saved=int(unshared - rows),
-        grad_norm=grad_norm,
+        loss=float(np.mean(losses)),
+        clipped_tokens=clipped / learner.epochs,
+        rows=packed,
+        rows_saved=saved,
+        grad_norm=max(norms, key=lambda norm: math.inf if math.isnan(norm) else norm),
         lr=learner.optimizer.lr_at(step),
         seconds_reference=scored_at - started,
         seconds_train=ended - scored_at,
-        seconds_optimizer=ended - backward_at,
+        seconds_optimizer=optimizing,
     )
 
 
 def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[str]:
-    """What becomes of each response: trained, filtered (a group without signal) or failed."""
+    """What becomes of each response.
+
+    trained; masked: cut at the limit, where that is asked for; filtered: of a group without
+    signal; failed.
+    """
     roles = []
     for group in groups:
         equal = len({s.task_reward for s in group}) == 1
@@ -128,29 +147,32 @@ def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[s
         for s in group:
             broken = s.completion.finish_reason in ("cancelled", "error")
             unread = learner.objective.uses_task_reward and s.task_reward is None
-            roles.append(FAILED if broken or unread else role)
+            cut = learner.mask_truncated and s.completion.finish_reason == "length"
+            rest = MASKED if cut and role == TRAINED else role
+            roles.append(FAILED if broken or unread else rest)
     return roles
 
 
 def pack_responses(
     learner: Learner, responses: Sequence[Scored], roles_R: Sequence[str], group_size: int
-) -> list[Batch]:
-    """This process's share of the responses that did not fail, packed.
+) -> list[list[Batch]]:
+    """This process's share of the responses that did not fail, packed, a list an optimiser step.
 
     `Batch.sequences` are indices into `responses`.
     """
     kept = [i for i, role in enumerate(roles_R) if role != FAILED]
-    sequences = {
-        i: (responses[i].prompt.token_ids, responses[i].completion.token_ids) for i in kept
-    }
-    groups = {i: i // group_size for i in kept}
-    share = learner.share_prompts
-    return pack_share(
-        learner,
-        sequences,
-        groups,
-        share_prompts=pays(sequences, groups) if share == "auto" else share == "on",
-    )
+    groups, count = {i: i // group_size for i in kept}, len(responses) // group_size
+    parts = []
+    for part in range(learner.minibatches):
+        sequences = {
+            i: (responses[i].prompt.token_ids, responses[i].completion.token_ids)
+            for i in kept
+            if groups[i] * learner.minibatches // count == part
+        }
+        share = learner.share_prompts
+        share_prompts = pays(sequences, groups) if share == "auto" else share == "on"
+        parts.append(pack_share(learner, sequences, groups, share_prompts=share_prompts))
+    return parts
 
 
 def reward(learner: Learner, responses: Sequence[Scored], scores: Scores) -> np.ndarray:
@@ -168,8 +190,8 @@ def reward(learner: Learner, responses: Sequence[Scored], scores: Scores) -> np.
 def advantage(
     learner: Learner, reward_R: np.ndarray, roles_R: Sequence[str], num_groups: int
 ) -> np.ndarray:
-    """The advantage of each response, fp64; 0 for one that is not trained on."""
-    valid_PG = torch.tensor([role == TRAINED for role in roles_R]).view(num_groups, -1)
+    """The advantage of each response, fp64; masked ones take part, others get 0."""
+    valid_PG = torch.tensor([role in (TRAINED, MASKED) for role in roles_R]).view(num_groups, -1)
     reward_PG = torch.from_numpy(reward_R).view(num_groups, -1)
     return ESTIMATORS[learner.advantage](reward_PG, valid_PG).flatten().numpy()
 
@@ -177,7 +199,7 @@ def advantage(
 def backward(
     learner: Learner,
     batches: Sequence[Batch],
-    scores: Scores,
+    scored: Sequence[BatchScores],
     advantage_R: np.ndarray,
     roles_R: Sequence[str],
 ) -> tuple[float, float]:
@@ -186,7 +208,7 @@ def backward(
     Both are of all processes, as is the gradient, a sum over them, of a sharded policy.
     """
     trained_R = np.array([role == TRAINED for role in roles_R])
-    lengths = [rows.lengths[trained_R[rows.responses]] for rows in scores.batches]
+    lengths = [rows.lengths[trained_R[rows.responses]] for rows in scored]
     num_tokens, num_sequences = learner.world.sum(
         int(sum(part.sum() for part in lengths)), sum(len(part) for part in lengths)
     )
@@ -199,7 +221,7 @@ def backward(
     loss = clipped = 0.0
     idle = idle_batches(learner, batches)
     left = len(batches) + len(idle)
-    for batch, rows in zip(batches, scores.batches, strict=True):
+    for batch, rows in zip(batches, scored, strict=True):
         left -= 1
         reduce_gradients(learner.policy, left == 0 or not learner.keep_gathered)
         hidden_MD, targets_M = response_rows(learner.policy, batch)
@@ -253,7 +275,7 @@ def train(run: Run, display: Display) -> None:
 
 def take_step(run: Run, display: Display) -> dict[str, Any]:
     """The run's next step, whole; its line of metrics.jsonl, which is written with the rest."""
-    config, step, world = run.config, run.step, run.learner.world
+    config, world, step = run.config, run.learner.world, run.step
     started = time.perf_counter()
     drawn = run.prompts.next(config.sampling.prompts_per_step)
     prompts = world.share(drawn)
@@ -263,7 +285,7 @@ def take_step(run: Run, display: Display) -> dict[str, Any]:
         config.reward.mode,
         on_event=display.count("sample", len(prompts) * run.sampling.n),
     ) as grader:
-        with gathered(run.learner.policy, keep=run.learner.keep_gathered):
+        with gathered(run.learner.policy, keep=config.train.keep_gathered):
             groups = run.sampler.generate(
                 [p.token_ids for p in prompts],
                 run.sampling,

@@ -36,7 +36,10 @@ CASES = {
     "one micro-batch": {"budget": 8192},
     "many micro-batches": {"budget": 60},
     "another order": {"budget": 200, "order": 1},
+    "shared prompts": {"budget": 200, "share": "on"},
     "a layer at a time": {"budget": 120, "keep": False},
+    "computed again": {"budget": 120, "again": True},
+    "a layer at a time, computed again": {"budget": 200, "keep": False, "again": True},
     "few": {"few": True, "budget": 1},
     "few, a layer at a time": {"few": True, "budget": 1, "keep": False},
 }
@@ -81,8 +84,9 @@ def gradients(world: World) -> dict[str, torch.Tensor]:
                 continue
             learner = Learner(
                 policy, reference, objective, spec, estimator, optimizer, case["budget"], 64,
-                world=world, keep_gathered=keep,
+                share_prompts=case.get("share", "off"), world=world, keep_gathered=keep,
             )  # fmt: skip
+            policy.checkpoint_activations = case.get("again", False)
             groups = given_groups(policy.valid_vocab, case.get("few", False))
             if case.get("order"):
                 groups = groups[::-1]
@@ -91,13 +95,13 @@ def gradients(world: World) -> dict[str, torch.Tensor]:
             with gathered(policy, keep=keep):
                 whole = [p.data_ptr() for p in policy.parameters()]
                 assert all(type(p) is torch.nn.Parameter for p in policy.parameters())
-            batches = pack_responses(learner, responses, roles, len(groups[0]))
+            (batches,) = pack_responses(learner, responses, roles, len(groups[0]))
             scores = score_share(learner, batches, [s.completion for s in responses])
             rewards = reward(learner, responses, scores)
             weights = advantage(learner, rewards, roles, len(groups))
             if keep:  # what trains is what sampled
                 assert whole == [p.data_ptr() for p in policy.parameters()]
-            loss, _ = backward(learner, batches, scores, weights, roles)
+            loss, _ = backward(learner, batches, scores.batches, weights, roles)
             for key, p in zip(optimizer.names, optimizer.params, strict=True):
                 assert p.grad is not None
                 found[f"{name}/{key}"] = assemble(piece(p.grad).clone(), p)

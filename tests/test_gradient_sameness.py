@@ -50,12 +50,12 @@ def gradient(model, spec, responses, groups, *, budget=1 << 20, share="off", che
         model, model, objective, spec, "rloo", optimizer, budget, 40, share_prompts=share
     )
     roles = [TRAINED] * len(responses)
-    batches = pack_responses(learner, responses, roles, groups)
+    (batches,) = pack_responses(learner, responses, roles, groups)
     scores = score_responses(model, model, batches, [s.completion for s in responses], 1.0)
     advantages = np.array([s.task_reward - 0.5 for s in responses])
     model.zero_grad()
     model.checkpoint_activations = checkpointed
-    loss, _ = backward(learner, batches, scores, advantages, roles)
+    loss, _ = backward(learner, batches, scores.batches, advantages, roles)
     model.checkpoint_activations = False
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
     return flat, loss, batches

@@ -135,11 +135,11 @@ def test_rloo_is_unbiased():
     for first, second in itertools.product(distribution, repeat=2):
         pair = [sampled(first), sampled(second)]
         roles = ["trained", "trained"]
-        batches = pack_responses(learner, pair, roles, 2)
+        (batches,) = pack_responses(learner, pair, roles, 2)
         completions = [s.completion for s in pair]
         scores = score_responses(policy, learner.reference, batches, completions, 1.0)
         weights = advantage(learner, reward(learner, pair, scores), roles, 1)
-        backward(learner, batches, scores, weights, roles)
+        backward(learner, batches, scores.batches, weights, roles)
         mean += distribution[first] * distribution[second] * policy.logits.grad
         policy.logits.grad = None
 
