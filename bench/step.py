@@ -138,6 +138,7 @@ class Ours:
             "sampling.responses_per_prompt": group, "sampling.max_tokens": new,
             "sampling.ignore_eos": "true", "eval.prompts": 0, "eval.test_prompts": 0,
             "train.max_tokens_per_batch": ROWS, "optim.lr": 1e-6,
+            "reward": "fastrl.bench.step_rivals:share_of_letter_e",
         }  # fmt: skip
         flags = [f"--{key}={value}" for key, value in words.items()]
         self.run = start(parse_overrides(Config(), flags))

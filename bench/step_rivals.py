@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,16 @@ import torch
 
 from fastrl.bench.kernels import DTYPES
 from fastrl.datasources import load_examples
-from fastrl.integrations.grader import accuracy_reward
+from fastrl.integrations.grader import completion_text
 from fastrl.model import resolve_model
+
+
+def share_of_letter_e(completions: Sequence[Any], **_: Any) -> list[float]:
+    """A reward that differs from response to response, as a small model's verdicts do not: without
+    an advantage a loss need not be differentiated.
+    """
+    texts = [completion_text(c) for c in completions]
+    return [text.count("e") / max(1, len(text)) for text in texts]
 
 
 def trl_steps(
@@ -63,7 +71,7 @@ def trl_steps(
         )  # fmt: skip
         trainer = GRPOTrainer(
             model=str(resolve_model(source)),
-            reward_funcs=accuracy_reward,
+            reward_funcs=share_of_letter_e,
             args=settings,
             train_dataset=Dataset.from_list(rows),
             callbacks=[Turns()],

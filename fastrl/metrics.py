@@ -228,11 +228,11 @@ def _likelihood_metrics(
     lp, lpi = scores.ref_logprob_R, scores.policy_logprob_R
     scored = np.isfinite(lp)
     tokens = max(1, int(lengths[scored].sum()))
-    gaps = [(b.ref_logprobs_M - b.logprobs_M).double() for b in scores.batches]
-    drift = [(b.sampler_logprobs_M - b.logprobs_M).double() for b in scores.batches]
+    gaps = [(b.ref_logprobs_M - b.of_policy[0]).double() for b in scores.batches]
+    drift = [(b.sampler_logprobs_M - b.of_policy[0]).double() for b in scores.batches]
     kl_k3, entropy, mismatch = world.sum(
         sum(float((g.exp() - 1 - g).sum()) for g in gaps),
-        sum(float(b.entropy_M.double().sum()) for b in scores.batches),
+        sum(float(b.of_policy[1].double().sum()) for b in scores.batches),
         sum(float(d.sum()) for d in drift),
     )
     ratios = world.gather(max((float((-d).exp().max()) for d in drift), default=None))

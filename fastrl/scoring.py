@@ -6,7 +6,7 @@ Legend: R: responses of a step, N: packed rows, M: response rows of a packed bat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,21 +23,36 @@ class BatchScores:
     responses: np.ndarray  # index of each sequence in the step's responses
     lengths: np.ndarray  # response tokens of each sequence
     ref_logprobs_M: torch.Tensor
-    logprobs_M: torch.Tensor  # under the policy as the trainer computes it
     sampler_logprobs_M: torch.Tensor  # as sampled: the full softmax's less the log of the kept mass
-    entropy_M: torch.Tensor
+    # under the policy as the trainer computes it; None until the training pass has them
+    logprobs_M: torch.Tensor | None
+    entropy_M: torch.Tensor | None
 
     @property
     def cu_seqlens(self) -> torch.Tensor:
         """int32 offsets of the sequences over the response rows."""
         offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        return torch.tensor(offsets, dtype=torch.int32, device=self.logprobs_M.device)
+        return torch.tensor(offsets, dtype=torch.int32, device=self.ref_logprobs_M.device)
+
+    @property
+    def of_policy(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and entropies under the policy, [M] each."""
+        assert self.logprobs_M is not None and self.entropy_M is not None, "not scored yet"
+        return self.logprobs_M, self.entropy_M
+
+    def sums(self, values_M: torch.Tensor) -> np.ndarray:
+        """Over each response, fp64. Raises FloatingPointError where one is not finite."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        found = np.add.reduceat(values_M.double().cpu().numpy(), starts)
+        if not np.isfinite(found).all():
+            raise FloatingPointError("the log-prob of a sampled response is not finite")
+        return found
 
     def repeat(self, values_R: np.ndarray) -> torch.Tensor:
         """One entry a response as one entry a response row, [M], on the batch's device."""
         values = torch.from_numpy(np.repeat(values_R[self.responses], self.lengths))
-        values = values.to(self.logprobs_M.dtype) if values.is_floating_point() else values
-        return values.to(self.logprobs_M.device)
+        values = values.to(self.ref_logprobs_M.dtype) if values.is_floating_point() else values
+        return values.to(self.ref_logprobs_M.device)
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def score(
 
 
 def score_responses(
-    policy: Policy,
+    policy: Policy | None,
     reference: Policy,
     batches: Sequence[Batch],
     completions: Sequence[Completion],
@@ -80,7 +95,8 @@ def score_responses(
 ) -> Scores:
     """lp and lpi of every packed response; `Batch.sequences` are indices into `completions`.
 
-    Raises FloatingPointError when a log-prob is not finite.
+    Without a policy lpi is nan until `add_policy`. Raises FloatingPointError when a log-prob is
+    not finite.
     """
     lp_R, lpi_R = (np.full(len(completions), np.nan) for _ in range(2))
     scored = []
@@ -88,22 +104,32 @@ def score_responses(
         index = np.array(batch.sequences)
         chosen = [completions[i] for i in index]
         ref_M, _ = score(reference, batch, temperature)
-        logprobs_M, entropy_M = score(policy, batch, temperature)
+        logprobs_M, entropy_M = (
+            (None, None) if policy is None else score(policy, batch, temperature)
+        )
         sampler = np.concatenate([np.subtract(c.logprobs, c.log_kept_mass) for c in chosen])
         rows = BatchScores(
             responses=index,
             lengths=np.array([len(c.token_ids) for c in chosen]),
             ref_logprobs_M=ref_M,
             logprobs_M=logprobs_M,
-            sampler_logprobs_M=torch.tensor(
-                sampler, dtype=logprobs_M.dtype, device=logprobs_M.device
-            ),
+            sampler_logprobs_M=torch.tensor(sampler, dtype=ref_M.dtype, device=ref_M.device),
             entropy_M=entropy_M,
         )
-        starts = rows.cu_seqlens[:-1].cpu().numpy()
-        lp_R[index] = np.add.reduceat(ref_M.double().cpu().numpy(), starts)
-        lpi_R[index] = np.add.reduceat(logprobs_M.double().cpu().numpy(), starts)
-        if not (np.isfinite(lp_R[index]).all() and np.isfinite(lpi_R[index]).all()):
-            raise FloatingPointError("the log-prob of a sampled response is not finite")
+        lp_R[index] = rows.sums(ref_M)
+        if logprobs_M is not None:
+            lpi_R[index] = rows.sums(logprobs_M)
         scored.append(rows)
     return Scores(scored, lp_R, lpi_R)
+
+
+def add_policy(scores: Scores, seen: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Scores:
+    """The scores with the policy's log-probs and entropies of each batch, [M] each.
+
+    Raises FloatingPointError when a log-prob is not finite.
+    """
+    lpi_R, batches = np.full_like(scores.policy_logprob_R, np.nan), []
+    for rows, (logprobs_M, entropy_M) in zip(scores.batches, seen, strict=True):
+        lpi_R[rows.responses] = rows.sums(logprobs_M)
+        batches.append(replace(rows, logprobs_M=logprobs_M, entropy_M=entropy_M))
+    return Scores(batches, scores.ref_logprob_R, lpi_R)

@@ -44,18 +44,28 @@ def pack_share(
 
 
 def score_share(
-    learner: Learner, batches: Sequence[Batch], completions: Sequence[Completion]
+    learner: Learner,
+    batches: Sequence[Batch],
+    completions: Sequence[Completion],
+    with_policy: bool = True,
 ) -> Scores:
     """The scores of every process's batches; rows of this one's.
 
     Raises FloatingPointError as `score_responses`.
     """
+    policy = learner.policy if with_policy else None
     temperature = learner.objective.temperature
     idle = [] if learner.keep_gathered else idle_batches(learner, batches)
-    scores = score_responses(learner.policy, learner.reference, batches, completions, temperature)
+    scores = score_responses(policy, learner.reference, batches, completions, temperature)
     for batch in idle:
         score(learner.reference, batch, temperature)
-        score(learner.policy, batch, temperature)
+        if policy is not None:
+            score(policy, batch, temperature)
+    return gather_scores(learner, scores)
+
+
+def gather_scores(learner: Learner, scores: Scores) -> Scores:
+    """The sums of every process's responses. Every process."""
     if learner.world.size == 1:
         return scores
     both = np.stack([scores.ref_logprob_R, scores.policy_logprob_R])

@@ -24,9 +24,9 @@ from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
 from fastrl.optim import Optimizer
 from fastrl.sampler import PromptKey
-from fastrl.scoring import BatchScores, Scores, response_rows
+from fastrl.scoring import BatchScores, Scores, add_policy, response_rows
 from fastrl.sharding import gather, gathered, reduce_gradients, scatter
-from fastrl.shares import idle_batches, pack_share, score_share
+from fastrl.shares import gather_scores, idle_batches, pack_share, score_share
 from fastrl.types import Batch, Completion, Policy, Prompt, Scored
 from fastrl.wire import exchange
 
@@ -95,7 +95,8 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
     roles_R = assign_roles(learner, groups)
     parts = pack_responses(learner, responses, roles_R, len(groups[0]))
     batches = [batch for part in parts for batch in part]
-    scores = score_share(learner, batches, [s.completion for s in responses])
+    late = scored_by_the_loss(learner, roles_R)
+    scores = score_share(learner, batches, [s.completion for s in responses], not late)
     scored_at = time.perf_counter()
     reward_R = reward(learner, responses, scores)
     advantage_R = advantage(learner, reward_R, roles_R, len(groups))
@@ -106,7 +107,9 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
             if learner.keep_gathered:
                 gather(learner.policy)
             rows = [next(rows_of) for _ in part]
-            loss, count = backward(learner, part, rows, advantage_R, roles_R)
+            loss, count, seen = backward(learner, part, rows, advantage_R, roles_R)
+            if late:
+                scores = gather_scores(learner, add_policy(scores, seen))
             begin = time.perf_counter()
             norms.append(learner.optimizer.step(step))
             optimizing += time.perf_counter() - begin
@@ -132,6 +135,14 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
         seconds_train=ended - scored_at,
         seconds_optimizer=optimizing,
     )
+
+
+def scored_by_the_loss(learner: Learner, roles_R: Sequence[str]) -> bool:
+    """Whether the policy needs no scoring pass: the loss computes the log-probs of every row, and
+    nothing before it depends on them.
+    """
+    once = learner.epochs * learner.minibatches == 1 and learner.spec.on_policy
+    return once and not learner.objective.uses_likelihood and {*roles_R} <= {TRAINED, FAILED}
 
 
 def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[str]:
@@ -202,10 +213,11 @@ def backward(
     scored: Sequence[BatchScores],
     advantage_R: np.ndarray,
     roles_R: Sequence[str],
-) -> tuple[float, float]:
-    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens.
+) -> tuple[float, float, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens, and
+    the log-probs and entropies of each batch, which are 0 where a row is not trained.
 
-    Both are of all processes, as is the gradient, a sum over them, of a sharded policy.
+    The numbers are of all processes, as is the gradient, a sum over them, of a sharded policy.
     """
     trained_R = np.array([role == TRAINED for role in roles_R])
     lengths = [rows.lengths[trained_R[rows.responses]] for rows in scored]
@@ -218,7 +230,7 @@ def backward(
         num_sequences=int(num_sequences),
         max_tokens=learner.max_response_tokens,
     )
-    loss = clipped = 0.0
+    loss, clipped, seen = 0.0, 0.0, []
     idle = idle_batches(learner, batches)
     left = len(batches) + len(idle)
     for batch, rows in zip(batches, scored, strict=True):
@@ -242,6 +254,7 @@ def backward(
         )
         out.loss_sum.backward()
         loss += float(out.loss_sum.detach())
+        seen.append((out.logprobs, out.entropy))
         clipped += float(out.stats.get("clipped", 0.0))
     for batch in idle:
         left -= 1
@@ -250,7 +263,7 @@ def backward(
         # no rows, but a gradient for every parameter: what none has is not reduced
         (hidden_MD[:0].sum() + learner.policy.head_weight[:0].sum()).backward()
     loss, clipped = learner.world.sum(loss, clipped)
-    return loss, clipped
+    return loss, clipped, seen
 
 
 def train(run: Run, display: Display) -> None:

@@ -14,7 +14,16 @@ from fastrl.losses import LossSpec
 from fastrl.model import load_model
 from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
-from fastrl.train import FILTERED, MASKED, TRAINED, Learner, assign_roles, train_step
+from fastrl.scoring import response_rows
+from fastrl.train import (
+    FILTERED,
+    MASKED,
+    TRAINED,
+    Learner,
+    assign_roles,
+    scored_by_the_loss,
+    train_step,
+)
 
 CLIP = LossSpec(loss="clip", clip_low=0.01, clip_high=0.01, on_policy=True)
 TASK = replace(Config(), objective=replace(Config().objective, name="task"))
@@ -147,3 +156,41 @@ def test_a_run_with_all_of_it(tmp_path):
 def test_refusals(capsys, tmp_path, words, said):
     assert main(["train", "--output-dir", str(tmp_path / "never"), *words]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "never").exists()
+
+
+def test_a_verifiers_reward_needs_no_scoring_pass_of_the_policy(monkeypatch):
+    """The loss has the same log-probs: results and weights to the bit, with a forward less."""
+    found = []
+    for skipped in (True, False):
+        model = load_model("embedded")
+        learner = learner_of(model, lr=1e-3)
+        calls = []
+        monkeypatch.setattr(
+            "fastrl.scoring.response_rows",
+            lambda m, batch, calls=calls: calls.append(m) or response_rows(m, batch),
+        )
+        if not skipped:
+            monkeypatch.setattr("fastrl.train.scored_by_the_loss", lambda *_: False)
+        result = train_step(learner, grouped(responses_of(model)), 0)
+        assert calls == ([learner.reference] if skipped else [learner.reference, model])
+        found.append((result, [p.detach().clone() for p in model.parameters()]))
+    (one, weights), (other, again) = found
+    assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+    assert (one.scores.policy_logprob_R == other.scores.policy_logprob_R).all()
+    assert np.isfinite(one.scores.policy_logprob_R).all()
+    for a, b in zip(one.scores.batches, other.scores.batches, strict=True):
+        assert torch.equal(a.of_policy[0], b.of_policy[0])
+        assert torch.equal(a.of_policy[1], b.of_policy[1])
+    assert (one.loss, one.grad_norm) == (other.loss, other.grad_norm)
+
+
+def test_where_something_depends_on_the_policys_score_it_comes_first():
+    model = load_model("embedded")
+    learner = learner_of(model)
+    assert scored_by_the_loss(learner, [TRAINED])
+    assert not scored_by_the_loss(learner, [TRAINED, MASKED])
+    assert not scored_by_the_loss(replace(learner, epochs=2), [TRAINED])
+    sharpen = check_contradictions(Config())
+    assert not scored_by_the_loss(replace(learner, objective=sharpen), [TRAINED])
+    off_policy = replace(CLIP, on_policy=False)
+    assert not scored_by_the_loss(replace(learner, spec=off_policy), [TRAINED])
