@@ -33,7 +33,10 @@ FAILED, USAGE = 1, 2  # exit codes
 
 
 class Watch:
-    """A context that no failure leaves: the process ends there, with those of the others."""
+    """A context that no failure leaves: the process ends there, with those of the others.
+
+    Nor does a process that has left it stop on SIGTERM: it is about to exit.
+    """
 
     def __init__(self, world: World) -> None:
         """Every process, after `init_process_group`."""
@@ -49,7 +52,7 @@ class Watch:
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
-        self._previous = signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)
         self._thread.start()
         return self
 
@@ -61,6 +64,8 @@ class Watch:
     ) -> None:
         try:
             if error is None:
+                # torchrun ends the others when the first exits; the work is done, let them go
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 self._leaving.set()  # whoever has gone by now has done its work
                 self.world.gather(None)
         except RuntimeError as broken:
@@ -68,7 +73,6 @@ class Watch:
         if error is not None:
             self.fail(error)
         self._thread.join()
-        signal.signal(signal.SIGTERM, self._previous)
 
     def fail(self, error: BaseException) -> NoReturn:
         """End this process for `error`, or for what is behind it in another process."""
