@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastrl.errors import UsageError
+
+if TYPE_CHECKING:  # `fastrl grade` starts without it
+    import numpy as np
 
 T = TypeVar("T")
 
@@ -75,6 +76,8 @@ class World:
         """An array of every process, of one dtype and number of dimensions, alike but for the
         length of the first. Every process.
         """
+        import numpy as np
+
         parts = self.gather_bytes(np.ascontiguousarray(array).tobytes())
         return [np.frombuffer(p, array.dtype).reshape(-1, *array.shape[1:]) for p in parts]
 

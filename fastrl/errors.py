@@ -1,5 +1,7 @@
 """The errors that are the user's to mend."""
 
+from pathlib import Path
+
 
 class UsageError(ValueError):
     """A user's mistake: one sentence with what was given, what is allowed and the way out.
@@ -10,3 +12,10 @@ class UsageError(ValueError):
 
 class Unavailable(UsageError):
     """Something of a hub that cannot be had now; the request itself may be right."""
+
+
+def check_folders(*paths: str | None) -> None:
+    """Raises UsageError for a file to write whose folder is not there, before any work."""
+    for path in paths:
+        if path and not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"{path} cannot be written, its folder is not there; make it first")
