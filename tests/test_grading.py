@@ -341,3 +341,18 @@ def test_reasons_are_counted():
     counts = count_reasons(grades)
     assert list(counts) == list(REASONS)
     assert (counts["correct"], counts["shotgun"], counts["hedge"], counts.total()) == (2, 1, 0, 3)
+
+
+@pytest.mark.parametrize("large", ["10^{17}", "297^4 \\cdot 297^4", "14^{16}"])
+def test_equations_whose_name_is_lost_beside_a_number_are_not_paid(large):
+    """Where z is far below both, (z - a) / (z - b) is the same at every place for any a and b."""
+    gold = rf"z=\sqrt{{2}}+{large}"
+    for wrong in (
+        rf"z=\sqrt{{3}}+{large}",
+        rf"\sqrt{{3}}+{large}=z",
+        rf"2z=\sqrt{{2}}+2\cdot {large}",
+    ):
+        (verdict,) = grade([wrong], [gold], content="answer")
+        assert verdict.correct is False, wrong
+    (verdict,) = grade([gold], [gold], content="answer")
+    assert verdict.correct is True

@@ -312,8 +312,8 @@ Status power(const Ball& base, const Ball& exponent, Ball& result) {
     return exponential_of(logarithm * exponent, result);
 }
 
-bool is_lost(const Ball& small, const Ball& large) {
-    return small.magnitude() > small.error && small.magnitude() < 0x1p-60 * large.magnitude();
+bool is_lost(const Ball& small, const Ball& large, double share) {
+    return small.magnitude() > small.error && small.magnitude() < share * large.magnitude();
 }
 
 Order compare_equal(const Ball& a, const Ball& b) {

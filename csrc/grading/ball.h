@@ -38,8 +38,9 @@ Status apply(Function function, const Ball& a, Ball& result);
 Status power(const Ball& base, const Ball& exponent, Ball& result);
 Status power(Ball base, int64_t exponent, Ball& result);
 
-// Whether `small`, which is not zero, would leave hardly a trace in a sum with `large`.
-bool is_lost(const Ball& small, const Ball& large);
+// Whether `small`, which is not zero, would leave hardly a trace in a sum with `large`: is below
+// `share` of it.
+bool is_lost(const Ball& small, const Ball& large, double share = 0x1p-60);
 
 enum class Order : uint8_t { below, equal, above, unclear };
 

@@ -252,7 +252,10 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
     }
     const bool proved = s == Status::ok && !(flags & (kIsIrrational | kHasFactorial));
     const bool decided = proved && !positive;
-    // at real places: the same quotient everywhere
+    // at real places: the same quotient everywhere. Of z = a and z = b it varies by (a - b) / a
+    // times z / a: where z is far below a it is the same for all b
+    constexpr double kShare = 0x1p-33;
+    bool lost = false;
     uint32_t valid = 0;
     Ball first;
     for (uint32_t set = 0; set < 8 && valid < 4; ++set) {
@@ -265,9 +268,11 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
         if (budget_.over()) return Match::limit;
         if (s == Status::unsupported) return Match::no;
         if (s != Status::ok) continue;
-        if (is_lost(values[0], values[1]) || is_lost(values[1], values[0]) ||
-            is_lost(values[2], values[3]) || is_lost(values[3], values[2]))
+        if (is_lost(values[0], values[1], kShare) || is_lost(values[1], values[0], kShare) ||
+            is_lost(values[2], values[3], kShare) || is_lost(values[3], values[2], kShare)) {
+            lost = true;
             continue;
+        }
         Ball quotient;
         if (divide(values[0] + -values[1], values[2] + -values[3], quotient) != Status::ok)
             continue;
@@ -280,7 +285,8 @@ Match Comparer::proportional(const Ref (&gold)[2], const Ref (&answer)[2], bool 
             return Match::no;
         ++valid;
     }
-    return valid >= 2 || decided ? Match::yes : Match::no;
+    if (valid >= 2 || decided) return Match::yes;
+    return lost ? Match::limit : Match::no;
 }
 
 }  // namespace fastrl::grading
