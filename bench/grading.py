@@ -11,7 +11,6 @@ import importlib.metadata
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from fastrl import __version__
 from fastrl.bench.grading_pairs import WORKLOADS, Pair, workload
 from fastrl.bench.kernels import where
-from fastrl.bench.timing import measure, percentile
+from fastrl.bench.timing import measure, percentile, resident_rise
 from fastrl.errors import UsageError
 from fastrl.grading import Grade, grade
 
@@ -84,22 +83,6 @@ def _validate(pairs: list[Pair], grades: list[Grade]) -> None:
             raise AssertionError(f"{found.answer!r} against {pair.gold!r}: {found.reason}")
 
 
-def _resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split(f"{field}:")[1].split()[0])
-
-
-def peak_bytes(run: Callable[[], list[Grade]]) -> tuple[list[Grade], int | None]:
-    """What `run` returns and the most resident memory above what there was; None beyond Linux."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the mark falls to what is resident
-    except OSError:
-        return run(), None
-    before = _resident("VmRSS")
-    result = run()
-    return result, max(0, _resident("VmHWM") - before)
-
-
 def run(only: str | None = None, repeats: int = 7, once: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of results, one at a time. `once` grades each workload a single time, for a profiler."""
     if only is not None and only not in WORKLOADS:
@@ -122,7 +105,7 @@ def _rows(
     peaks = {}
     for threads in THREADS:
         ours = partial(grade, completions, golds, threads=threads)
-        found, peaks[threads] = peak_bytes(ours)
+        found, peaks[threads] = resident_rise(ours)
         _validate(pairs, found)
         runs[str(threads)] = ours
     rival, problem = None, ""

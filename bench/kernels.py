@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,15 @@ def where(device: torch.device) -> dict[str, str]:
     return {"machine": machine, "versions": ", ".join(versions)}
 
 
+def check_asked(kind: str, names: Sequence[str], only: str | None, dtype: str | None) -> None:
+    """Raise UsageError for a benchmark or a dtype that is none of the known ones."""
+    if only is not None and only not in names:
+        allowed = ", ".join(map(repr, names))
+        raise UsageError(f"there is no {kind} benchmark {only!r}; allowed: {allowed}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+
+
 def run(
     only: str | None = None,
     shape: tuple[int, ...] | None = None,
@@ -48,12 +57,7 @@ def run(
     once: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Rows of results, one at a time. `once` runs each case a single time, for a profiler."""
-    if only is not None and only not in NAMES:
-        raise UsageError(
-            f"there is no kernel benchmark {only!r}; allowed: {', '.join(map(repr, NAMES))}"
-        )
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    check_asked("kernel", NAMES, only, dtype)
     if shape is not None and len(shape) not in (2, 3):
         raise UsageError(f"shape has {len(shape)} numbers; allowed: T,V or T,V,D")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

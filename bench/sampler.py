@@ -7,11 +7,8 @@ greedy tokens against transformers'), everybody's first run gives the memory, th
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib.metadata
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,8 +19,7 @@ import torch
 
 from fastrl.bench import sampler_limits as limits
 from fastrl.bench import timing
-from fastrl.bench.grading import peak_bytes as resident_peak_bytes
-from fastrl.bench.kernels import DTYPES, where
+from fastrl.bench.kernels import DTYPES, check_asked, where
 from fastrl.bench.sampler_rivals import (
     SMOLLM2,
     Rival,
@@ -39,10 +35,6 @@ GREEDY_PROMPTS, GREEDY_TOKENS = 2, 16
 
 
 def _cases(only: str | None, shape: Shape | None, on_gpu: bool) -> list[Case]:
-    names = [case.name for case in CASES] + list(GPU_NAMES)
-    if only is not None and only not in names:
-        allowed = ", ".join(map(repr, names))
-        raise UsageError(f"there is no sampler benchmark {only!r}; allowed: {allowed}")
     if only in GPU_NAMES and not on_gpu:
         raise UsageError(f"{only!r} is measured on a GPU, and torch sees none here")
     if shape is not None and (len(shape) != 3 or min(shape) < 1):
@@ -68,8 +60,7 @@ def run(
     model: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of results, one at a time. `once` runs our call a single time, for a profiler."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    check_asked("sampler", [*(case.name for case in CASES), *GPU_NAMES], only, dtype)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = _cases(only, shape, device.type == "cuda")
     default = str(SMOLLM2.expanduser()) if SMOLLM2.expanduser().is_dir() else "SmolLM2-135M"
@@ -112,9 +103,9 @@ def rows(
     errors: dict[str, tuple[float, float]] = {}
     failed: dict[str, str] = {}
     for name, first in list(runs.items()):
-        _say(f"{title}: first run of {name or 'fastrl'}")
+        timing.say(f"{title}: first run of {name or 'fastrl'}")
         try:
-            peaks[name] = _peak_bytes(first, device)
+            peaks[name] = timing.process_peak_bytes(first, device)
         except Exception as problem:
             if not isinstance(first, Rival):
                 raise
@@ -122,14 +113,14 @@ def rows(
             failed[name] = f"{type(problem).__name__}: {problem}".splitlines()[0]
             del runs[name]
         if isinstance(first, Call):
-            _say(f"{title}: validation")
+            timing.say(f"{title}: validation")
             errors[name] = validate(first, one)
     announced = {
         name: partial(_announced, f"{title}: {name or 'fastrl'}", go) for name, go in runs.items()
     }
     times = timing.measure(announced, device, repeats)
     one.theirs.destroy_cached_continuous_batching_manager()
-    _say("")
+    timing.say("")
 
     ms = statistics.median(times[""])
     row = head | {
@@ -183,24 +174,6 @@ def validate(ours: Call, one: Subject) -> tuple[float, float]:
     return errors
 
 
-def _peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
-    """The most memory during a run above what there was: torch's on a GPU, else the process's."""
-    if device.type == "cuda":
-        return timing.peak_bytes(run, device)
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # what was freed before would be used again, and no rise be seen
-    return resident_peak_bytes(run)[1]
-
-
 def _announced(text: str, run: Callable[[], Any]) -> Any:
-    _say(text)
+    timing.say(text)
     return run()
-
-
-def _say(text: str) -> None:
-    """What is being done, on the standard error: a line that changes on a terminal, else lines."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-    elif text:
-        print(text, file=sys.stderr, flush=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,15 +23,14 @@ from rich.console import Console
 from fastrl import ops
 from fastrl.batch import pack
 from fastrl.bench import step_rivals as rivals
-from fastrl.bench.kernels import DTYPES, where
+from fastrl.bench.kernels import DTYPES, check_asked, where
 from fastrl.bench.sampler_limits import products
 from fastrl.bench.sampler_rivals import SMOLLM2
-from fastrl.bench.timing import measure, percentile
+from fastrl.bench.timing import measure, percentile, process_peak_bytes, say
 from fastrl.config import Config, parse_overrides
 from fastrl.display import Display
 from fastrl.errors import UsageError
 from fastrl.losses import LossSpec
-from fastrl.metrics import peak_memory_bytes
 from fastrl.model import Decoder, DecoderConfig, load_model
 from fastrl.run import start
 from fastrl.scoring import response_rows
@@ -55,12 +53,7 @@ def run(
     model: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of results, one at a time. `once` takes one step of ours, for a profiler."""
-    if only is not None and only not in NAMES:
-        raise UsageError(
-            f"there is no step benchmark {only!r}; allowed: {', '.join(map(repr, NAMES))}"
-        )
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    check_asked("step", NAMES, only, dtype)
     if shape is not None and (len(shape) != 3 or min(shape) < 1 or shape[1] < 2):
         raise UsageError(
             f"shape is {','.join(map(str, shape))}; it is prompts, responses a prompt (2 at least),"
@@ -76,7 +69,9 @@ def run(
             head = {"name": name, "shape": list(size), "dtype": kind, "device": device.type}
             head |= {"model": Path(source).name} | where(device)
             if name == "training":
-                yield head | training(load_model(source, dtype=kind), size, repeats, once)
+                error = None if once else gradient_error(source, kind)
+                row = training(load_model(source, dtype=kind), size, 1 if once else repeats)
+                yield head | row | {"max_error": error}
             else:
                 yield from whole(source, size, kind, repeats, once, head)
 
@@ -92,7 +87,7 @@ def whole(
             return
         error = gradient_error(source, kind)
         say(f"{head['name']}, {head['dtype']}: first step of fastrl")
-        ours()
+        peak = process_peak_bytes(ours, torch.device(head["device"]))
         ours.steps.clear()
         theirs: list[float] = []
         failed = None
@@ -108,7 +103,7 @@ def whole(
             "ms": ms,
             "ms_p20": percentile(times, 20),
             "ms_p80": percentile(times, 80),
-            "peak_bytes": peak_memory_bytes(),
+            "peak_bytes": peak,
             "max_error": error,
             **{
                 f"{phase}_ms": 1e3 * statistics.median(s[f"seconds_{phase}"] for s in ours.steps)
@@ -160,25 +155,24 @@ def write_prompts(path: Path, count: int) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def training(model: Decoder, size: Shape, repeats: int, once: bool) -> dict[str, Any]:
+def training(model: Decoder, size: Shape, repeats: int) -> dict[str, Any]:
     """Forward, loss and backward of packed sequences, none of them sharing a prompt."""
     sequences, prompt, new = size
+    device = model.head_weight.device
     ids = torch.randint(model.valid_vocab, (sequences, prompt + new)).tolist()
     pairs = {i: (row[:prompt], row[prompt:]) for i, row in enumerate(ids)}
-    batches = pack(
-        pairs, {i: i for i in pairs}, max_tokens=1 << 30, device=model.head_weight.device
-    )
+    batches = pack(pairs, {i: i for i in pairs}, max_tokens=1 << 30, device=device)
 
     def go() -> None:
         model.zero_grad()
         for batch in batches:
             policy_loss(model, batch).backward()
 
-    go()
+    peak = process_peak_bytes(go, device)
     width = 4096
-    square = torch.randn(width, width, device=model.head_weight.device).to(model.head_weight.dtype)
+    square = torch.randn(width, width, device=device).to(model.head_weight.dtype)
     runs: dict[str, Callable[[], Any]] = {"": go, "matmul": lambda: square @ square}
-    times = measure(runs, model.head_weight.device, 1 if once else repeats)
+    times = measure(runs, device, repeats)
     ms = statistics.median(times[""])
     rate = 2e3 * width**3 / statistics.median(times["matmul"])
     rows = sum(len(batch.token_ids_N) for batch in batches)
@@ -187,8 +181,7 @@ def training(model: Decoder, size: Shape, repeats: int, once: bool) -> dict[str,
         "ms": ms,
         "ms_p20": percentile(times[""], 20),
         "ms_p80": percentile(times[""], 80),
-        "peak_bytes": peak_memory_bytes(),
-        "max_error": 0.0,
+        "peak_bytes": peak,
         "rows": rows,
         "tflops": flops / ms / 1e9,
         "matmul_tflops": rate / 1e12,
@@ -245,8 +238,3 @@ def gradient_error(source: str, kind: str) -> float:
     error = float((ours - truth).norm() / truth.norm())
     assert error < {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}[kind], error
     return error
-
-
-def say(text: str) -> None:
-    """What is being done, on the standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -7,16 +7,22 @@ before it is timed; then all of them take turns. Times are medians of a turn eac
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from fastrl.device_memory import peak_resident_bytes, resident_bytes
+
+T = TypeVar("T")
 Run = Callable[[], Any]
 FLUSH_BYTES = 128 << 20  # more than the last-level cache of what this runs on
 
@@ -97,6 +103,35 @@ def peak_bytes(run: Run, device: torch.device) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def resident_rise(run: Callable[[], T]) -> tuple[T, int | None]:
+    """What `run` returns and the most resident memory above what there was; None beyond Linux."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the mark falls to what is resident
+    except OSError:
+        return run(), None
+    before = resident_bytes()
+    result = run()
+    return result, max(0, peak_resident_bytes() - before)
+
+
+def process_peak_bytes(run: Run, device: torch.device) -> int | None:
+    """The most memory during a run above what there was: torch's on a GPU, else the process's."""
+    if device.type == "cuda":
+        return peak_bytes(run, device)
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what was freed before would be used again, and no rise be seen
+    return resident_rise(run)[1]
+
+
+def say(text: str) -> None:
+    """What is being done, on the standard error: a line that changes on a terminal, else lines."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
 
 
 def bandwidth(data: torch.Tensor, repeats: int) -> Bandwidth:

@@ -34,6 +34,11 @@ def peak_memory_bytes() -> int:
     """Peak device memory with a GPU in use, else the peak resident memory of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The peak resident memory of this process."""
     # first the system's own figure: getrusage's begins with what the process was started from
     peak = _line(Path("/proc/self/status"), "VmHWM:")
     return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT

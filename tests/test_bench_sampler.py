@@ -1,13 +1,12 @@
 """`fastrl bench sampler` on the embedded model: its rows, what it refuses, its bounds by hand."""
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from bench_table import table
 
 from fastrl.bench import sampler, sampler_limits, sampler_tasks
 from fastrl.bench.sampler_limits import Machine, decode_seconds, prefill_operations
@@ -43,15 +42,6 @@ def bench(tmp_path, *words: str) -> list[dict]:
     return json.loads(out.read_text())
 
 
-def table(rows: list[dict]) -> str:
-    path = Path(__file__).parents[1] / "bench" / "table.py"
-    spec = importlib.util.spec_from_file_location("table", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.marks(rows)[0].startswith("<!-- sampler:")
-    return module.table(rows)
-
-
 def test_groups_beside_transformers_and_bare_matmuls(tmp_path, capsys):
     rows = bench(tmp_path, "--shape", "16,6,4", "--dtype", "float32")
     assert [row["baseline"] for row in rows] == ["generate", "continuous batching"]
@@ -72,7 +62,7 @@ def test_groups_beside_transformers_and_bare_matmuls(tmp_path, capsys):
     assert rows[0]["baseline_ms"], "generate has to run"
     heard = capsys.readouterr()
     assert "tokens/s" in heard.out and "sample groups, embedded, 16x6x4, float32: " in heard.err
-    assert "generate" in table(rows) and "of bare matmuls" in table(rows)
+    assert "generate" in table(rows, "sampler") and "of bare matmuls" in table(rows, "sampler")
 
 
 def test_cost_follows_the_tokens_computed(tmp_path):
@@ -87,7 +77,7 @@ def test_cost_follows_the_tokens_computed(tmp_path):
     assert shared["baseline_rows_computed"] == 32 * 40 + 32 * 2
     for row in (mixed, shared):
         assert row["us_per_row"] == pytest.approx(1e3 * row["ms"] / row["rows_computed"])
-    assert "1,344" in table([mixed, shared])  # 32 x 42
+    assert "1,344" in table([mixed, shared], "sampler")  # 32 x 42
 
 
 @pytest.mark.parametrize(
