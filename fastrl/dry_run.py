@@ -17,14 +17,15 @@ from fastrl.memory_plan import MemoryPlan, gigabytes
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.preparation import (
     check_numbers,
+    dtype_of,
     longest_prompt,
     process_bytes,
     random_notes,
     split_readers,
+    tokenizer_of,
 )
 from fastrl.prompts import Tokenized
-from fastrl.random_init import find_tokenizer
-from fastrl.shapes import Outline, outline
+from fastrl.shapes import outline
 from fastrl.time_plan import (
     ASSUMPTIONS,
     Rates,
@@ -34,7 +35,7 @@ from fastrl.time_plan import (
     plan_time,
     rated,
 )
-from fastrl.tokenizer import Tokenizer, load_tokenizer
+from fastrl.tokenizer import Tokenizer
 
 ASSUMED_GPU = "h100-80gb"
 
@@ -135,9 +136,12 @@ def dry_run(config: Config, assumed: Assumed) -> DryRun:
         )
     machine = _machine(config, assumed)
     found = outline(config.model.name)
-    tokenizer, valid_vocab = _tokenizer(config, found)
+    tokenizer: Tokenizer | None = None
+    valid_vocab = found.config.vocab_size
     notes = random_notes(found) if config.model.random_init else []
-    if tokenizer is None:
+    if config.model.random_init or found.directory:
+        tokenizer, valid_vocab = tokenizer_of(config, found)
+    else:
         notes.append(
             f"the files of {found.name} are not here: its shapes are from the table of known"
             " shapes, and prompts are taken to be as long as they may be"
@@ -195,29 +199,13 @@ def _machine(config: Config, assumed: Assumed) -> _Machine:
         words = f"{each}{name} assumed{why}"
         return _Machine(words, True, memory or known.memory, lambda: rated(name))
     device = torch.device("cuda" if on_gpu else "cpu")
-    dtype = _dtype(config, on_gpu)
+    dtype = dtype_of(config, on_gpu=on_gpu)
     return _Machine(
         f"{each}{torch.cuda.get_device_name(device) if on_gpu else 'this CPU'}",
         on_gpu,
         memory or available_bytes(device, sharers=assumed.processes),
         lambda: measured(device, dtype),
     )
-
-
-def _dtype(config: Config, on_gpu: bool) -> torch.dtype:
-    if config.model.dtype == "auto":
-        return torch.bfloat16 if on_gpu else torch.float32
-    return getattr(torch, config.model.dtype)
-
-
-def _tokenizer(config: Config, found: Outline) -> tuple[Tokenizer | None, int]:
-    """The tokenizer, None where the model's files are not here, and the valid vocabulary."""
-    if config.model.random_init:
-        return find_tokenizer(found)
-    if found.directory is None:
-        return None, found.config.vocab_size
-    tokenizer = load_tokenizer(found.directory)
-    return tokenizer, min(tokenizer.valid_vocab, found.config.vocab_size)
 
 
 def _data(

@@ -12,6 +12,7 @@ from fastrl.datasources import Example, load_examples, test_split
 from fastrl.device_memory import available_bytes, resident_bytes
 from fastrl.errors import UsageError
 from fastrl.fit import Fit
+from fastrl.losses import LossSpec
 from fastrl.memory_plan import MemoryPlan
 from fastrl.model import resolve_model
 from fastrl.prompts import Tokenized
@@ -44,19 +45,15 @@ def prepare(config: Config, processes: int = 1) -> Preparation:
     check_numbers(config)
     device, dtype = placement(config)
     found = outline(config.model.name)
-    if config.model.random_init:
-        tokenizer, valid_vocab = find_tokenizer(found)
-    else:
-        # raises what a name without files is refused with
-        tokenizer = load_tokenizer(found.directory or resolve_model(found.name, weights=False))
-        valid_vocab = min(tokenizer.valid_vocab, found.config.vocab_size)
+    tokenizer, valid_vocab = tokenizer_of(config, found)
     sets = prompt_sets(config, tokenizer, found.config.max_position)
+    on_gpu = device.type == "cuda"
     fit = Fit(
         shapes=found.config,
         valid_vocab=valid_vocab,
         longest_prompt=max(found.longest for found in sets.values()),
-        on_gpu=device.type == "cuda",
-        baseline=0 if device.type == "cuda" else process_bytes(),
+        on_gpu=on_gpu,
+        baseline=0 if on_gpu else process_bytes(),
         available=available_bytes(device, sharers=processes),
         processes=processes,
     )
@@ -64,6 +61,18 @@ def prepare(config: Config, processes: int = 1) -> Preparation:
     notes = random_notes(found) if config.model.random_init else []
     notes += [f"{split}: {line}" for split, some in sets.items() for line in some.report()]
     return Preparation(found, tokenizer, sets, device, dtype, plan, notes)
+
+
+def tokenizer_of(config: Config, found: Outline) -> tuple[Tokenizer, int]:
+    """The tokenizer of a run, and how many of its ids are valid.
+
+    Raises UsageError for a model whose files are not at hand, unless its weights are random.
+    """
+    if config.model.random_init:
+        return find_tokenizer(found)
+    # raises what a name without files is refused with
+    tokenizer = load_tokenizer(found.directory or resolve_model(found.name, weights=False))
+    return tokenizer, min(tokenizer.valid_vocab, found.config.vocab_size)
 
 
 def process_bytes() -> int:
@@ -93,9 +102,14 @@ def placement(config: Config) -> tuple[torch.device, torch.dtype]:
             f"model.device is {name!r}, but torch finds no GPU here; set model.device to 'cpu', or"
             " plan for one with --dry-run"
         )
+    return device, dtype_of(config, on_gpu=device.type == "cuda")
+
+
+def dtype_of(config: Config, *, on_gpu: bool) -> torch.dtype:
+    """The dtype of a run on such a device."""
     if config.model.dtype == "auto":
-        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
-    return device, getattr(torch, config.model.dtype)
+        return torch.bfloat16 if on_gpu else torch.float32
+    return getattr(torch, config.model.dtype)
 
 
 def random_notes(found: Outline) -> list[str]:
@@ -138,7 +152,7 @@ def split_readers(config: Config) -> dict[str, Callable[[], list[Example]]]:
 
 
 def check_numbers(config: Config) -> None:
-    """Raise UsageError for counts and lengths that no run can have."""
+    """Raise UsageError for counts and lengths that no run can have, alone or together."""
     sampling, train = config.sampling, config.train
     for key, value, least in (
         ("sampling.prompts_per_step", sampling.prompts_per_step, 1),
@@ -166,6 +180,23 @@ def check_numbers(config: Config) -> None:
                 " (one response has no baseline)" if key.endswith("responses_per_prompt") else ""
             )
             raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
+    _check_updates(config)
+
+
+def _check_updates(config: Config) -> None:
+    """Raise UsageError where several optimiser steps a batch cannot be what is meant."""
+    train, loss, prompts = config.train, config.loss, config.sampling.prompts_per_step
+    if train.minibatches > prompts:
+        raise UsageError(
+            f"train.minibatches is {train.minibatches}, but a step has {prompts} prompts; lower it"
+        )
+    name = LossSpec.preset(loss.preset).loss if loss.preset else loss.loss
+    if train.minibatches * train.epochs > 1 and name == "reinforce":
+        raise UsageError(
+            f"train.minibatches {train.minibatches} and train.epochs {train.epochs} make several"
+            " optimiser steps a batch, and the loss 'reinforce' has no ratio to the policy that"
+            " sampled; set loss.loss to 'clip', 'cispo' or 'gspo', or leave both at 1"
+        )
 
 
 def longest_prompt(config: Config, max_position: int) -> int:

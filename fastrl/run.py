@@ -147,21 +147,6 @@ def loss_spec(config: Config) -> tuple[LossSpec, str]:
     return spec, loss.advantage
 
 
-def check_updates(config: Config, spec: LossSpec) -> None:
-    """Raise UsageError where several optimiser steps a batch cannot be what is meant."""
-    train, prompts = config.train, config.sampling.prompts_per_step
-    if train.minibatches > prompts:
-        raise UsageError(
-            f"train.minibatches is {train.minibatches}, but a step has {prompts} prompts; lower it"
-        )
-    if train.minibatches * train.epochs > 1 and spec.loss == "reinforce":
-        raise UsageError(
-            f"train.minibatches {train.minibatches} and train.epochs {train.epochs} make several"
-            " optimiser steps a batch, and the loss 'reinforce' has no ratio to the policy that"
-            " sampled; set loss.loss to 'clip', 'cispo' or 'gspo', or leave both at 1"
-        )
-
-
 def start(config: Config, world: World = ALONE) -> Run:
     """A new run: refuses what contradicts itself before any work, then makes its directory."""
     check_contradictions(config)
@@ -253,7 +238,6 @@ def assemble(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     spec, advantage = loss_spec(config)
-    check_updates(config, spec)
     rewarder = Rewarder(config.reward, config.sampling.max_tokens)
     prepared = prepared or prepare(config, world.size)
     tokenizer, sets, sampling = prepared.tokenizer, dict(prepared.sets), config.sampling

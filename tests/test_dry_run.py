@@ -138,3 +138,9 @@ def test_a_gpu_is_assumed_where_there_is_none(nowhere):
     assert found.memory.workload.on_gpu and found.memory.workload.processes == 4
     assert found.available == 141 * 10**9 and found.device == "4 x h200 assumed"
     assert "989 T operations/s" in str(found)
+
+
+def test_what_training_refuses_a_dry_run_refuses(capsys):
+    """Settings that contradict each other, before anything is read."""
+    assert main(["train", "--dry-run", "--train.epochs", "2"]) == 2
+    assert "no ratio to the policy that sampled" in capsys.readouterr().err
