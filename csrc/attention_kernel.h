@@ -38,23 +38,12 @@ FASTRL_INLINE Floats plus_product(Floats sum, const float* q, Floats keys) {
 }
 
 // A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
-// there is one (Su et al. 2021; halves as in GPT-NeoX).
+// there is one.
 template <typename T>
 FASTRL_INLINE void prepare_head(const T* head, const T* norm, float eps, const float* cos,
                                 const float* sin, int64_t dim, float* out) {
     copy_normed(head, norm, eps, dim, out);
-    if (cos == nullptr) return;
-    const int64_t half = dim / 2;
-    for (int64_t i = 0; i < half; ++i) {
-        const float first = out[i], second = out[half + i];
-        out[i] = first * cos[i] - second * sin[i];
-        out[half + i] = second * cos[i] + first * sin[i];
-    }
-}
-
-template <typename T>
-FASTRL_INLINE void store_numbers(T* target, const float* values, int64_t count) {
-    copy_normed<float>(values, nullptr, 0.0f, count, target);
+    if (cos != nullptr) turn(out, cos, sin, 1.0f, dim, out);
 }
 
 template <typename T>

@@ -1,37 +1,10 @@
 // The functions of `layer_rows.h` on the including file's instruction set.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
-#include <type_traits>
-
 #include "layer_rows.h"
 #include "norm_kernel.h"
 
 namespace fastrl::FASTRL_ISA {
-
-// step(offset, numbers, load, store) over a row: whole vectors, then what is left, zeros after it.
-template <typename Step>
-FASTRL_INLINE void by_vectors(int64_t width, const Step& step) {
-    const auto whole = [](const auto* from) { return load(from); };
-    const auto put = [](auto* to, Floats values) { store(to, values); };
-    int64_t i = 0;
-    for (; i + WIDTH <= width; i += WIDTH) step(i, whole, put);
-    const int64_t left = width - i;
-    if (left == 0) return;
-    step(
-        i,
-        [left](const auto* from) {
-            std::remove_const_t<std::remove_pointer_t<decltype(from)>> numbers[WIDTH] = {};
-            std::memcpy(numbers, from, left * sizeof *from);
-            return load(numbers);
-        },
-        [left](auto* to, Floats values) {
-            std::remove_pointer_t<decltype(to)> numbers[WIDTH];
-            store(numbers, values);
-            std::memcpy(to, numbers, left * sizeof *to);
-        });
-}
 
 template <typename T>
 void norm_of(const NormRows& n, int64_t begin, int64_t end, void* y) {
@@ -39,10 +12,8 @@ void norm_of(const NormRows& n, int64_t begin, int64_t end, void* y) {
     for (int64_t row = begin; row < end; ++row) {
         const T* x = static_cast<const T*>(n.x) + row * n.width;
         T* out = static_cast<T*>(y) + row * n.width;
-        const float scale = n.scales[row] = inverse_rms(x, n.width, n.eps);
-        by_vectors(n.width, [&](int64_t i, const auto& get, const auto& put) {
-            put(out + i, get(x + i) * scale * get(weight + i));
-        });
+        n.scales[row] = inverse_rms(x, n.width, n.eps);
+        copy_scaled(x, n.scales[row], weight, n.width, out);
     }
 }
 
@@ -73,20 +44,11 @@ void norm_gradient_of(const NormRows& n, int64_t begin, int64_t end, const void*
 template <typename T>
 void rotate_of(const RotateRows& r, int64_t begin, int64_t end, void* target) {
     const int64_t half = r.dim / 2;
-    const float sign = r.back ? -1.0f : 1.0f;
-    for (int64_t row = begin; row < end; ++row) {
-        const float *cos = r.cos + row * half, *sin = r.sin + row * half;
-        for (int64_t head = 0; head < r.heads; ++head) {
-            const T* x = static_cast<const T*>(r.x) + row * r.x_stride + head * r.dim;
-            T* out = static_cast<T*>(target) + (row * r.heads + head) * r.dim;
-            by_vectors(half, [&](int64_t i, const auto& get, const auto& put) {
-                const Floats first = get(x + i), second = get(x + half + i);
-                const Floats c = get(cos + i), s = get(sin + i) * sign;
-                put(out + i, first * c - second * s);
-                put(out + half + i, second * c + first * s);
-            });
-        }
-    }
+    for (int64_t row = begin; row < end; ++row)
+        for (int64_t head = 0; head < r.heads; ++head)
+            turn(static_cast<const T*>(r.x) + row * r.x_stride + head * r.dim, r.cos + row * half,
+                 r.sin + row * half, r.back ? -1.0f : 1.0f, r.dim,
+                 static_cast<T*>(target) + (row * r.heads + head) * r.dim);
 }
 
 template <typename T>
@@ -129,9 +91,9 @@ inline void norm_gradient(const NormRows& n, int64_t begin, int64_t end, const v
 }
 inline void round(DType dtype, const float* values, int64_t count, void* out) {
     if (dtype == DType::bf16)
-        copy_normed<float>(values, nullptr, 0.0f, count, static_cast<BFloat16*>(out));
+        store_numbers(static_cast<BFloat16*>(out), values, count);
     else
-        std::copy(values, values + count, static_cast<float*>(out));
+        store_numbers(static_cast<float*>(out), values, count);
 }
 inline void rotate(const RotateRows& r, int64_t begin, int64_t end, void* out) {
     if (r.dtype == DType::bf16)

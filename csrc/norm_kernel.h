@@ -1,9 +1,10 @@
-// The RMSNorm of `dense.h` and `paged_attention.h`, and rows from one dtype to another, on the
-// including file's instruction set.
+// The RMSNorm of `dense.h`, `paged_attention.h` and `layer_rows.h`, the rotation of heads, and rows
+// from one dtype to another, on the including file's instruction set.
 #pragma once
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -29,25 +30,62 @@ float inverse_rms(const T* x, int64_t width, float eps) {
     return static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)));
 }
 
+// step(offset, load, store) over a row: whole vectors, then what is left, zeros after it.
+template <typename Step>
+FASTRL_INLINE void by_vectors(int64_t width, const Step& step) {
+    const auto whole = [](const auto* from) { return load(from); };
+    const auto put = [](auto* to, Floats values) { store(to, values); };
+    int64_t i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) step(i, whole, put);
+    const int64_t left = width - i;
+    if (left == 0) return;
+    step(
+        i,
+        [left](const auto* from) {
+            std::remove_const_t<std::remove_pointer_t<decltype(from)>> numbers[WIDTH] = {};
+            std::memcpy(numbers, from, left * sizeof *from);
+            return load(numbers);
+        },
+        [left](auto* to, Floats values) {
+            std::remove_pointer_t<decltype(to)> numbers[WIDTH];
+            store(numbers, values);
+            std::memcpy(to, numbers, left * sizeof *to);
+        });
+}
+
+// x scaled and weighted, rounded to T once, as Out; without a weight as it is.
+template <typename T, typename Out>
+FASTRL_INLINE void copy_scaled(const T* x, float scale, const T* weight, int64_t width, Out* out) {
+    by_vectors(width, [&](int64_t i, const auto& get, const auto& put) {
+        Floats values = get(x + i);
+        if (weight) values = rounded_to(T{}, values * scale * get(weight + i));
+        put(out + i, values);
+    });
+}
+
 // x as Out; after its RMSNorm with the weights `norm`, where they are given, rounded to T once.
 template <typename T, typename Out>
 void copy_normed(const T* x, const T* norm, float eps, int64_t width, Out* out) {
-    const float scale = norm ? inverse_rms(x, width, eps) : 1.0f;
-    const auto step = [&](const T* from, const T* weight, Out* to) {
-        Floats values = load(from);
-        if (weight) values = rounded_to(T{}, values * scale * load(weight));
-        store(to, values);
-    };
-    int64_t i = 0;
-    for (; i + WIDTH <= width; i += WIDTH) step(x + i, norm ? norm + i : nullptr, out + i);
-    if (const int64_t left = width - i; left > 0) {
-        T from[WIDTH] = {}, weight[WIDTH] = {};
-        Out to[WIDTH];
-        std::memcpy(from, x + i, left * sizeof(T));
-        if (norm) std::memcpy(weight, norm + i, left * sizeof(T));
-        step(from, norm ? weight : nullptr, to);
-        std::memcpy(out + i, to, left * sizeof(Out));
-    }
+    copy_scaled(x, norm ? inverse_rms(x, width, eps) : 1.0f, norm, width, out);
+}
+
+template <typename T>
+FASTRL_INLINE void store_numbers(T* target, const float* values, int64_t count) {
+    copy_normed<float>(values, nullptr, 0.0f, count, target);
+}
+
+// A head turned by the angles of its row (Su et al. 2021; halves as in GPT-NeoX), with `sign` -1
+// back; `out` may be the head.
+template <typename T>
+FASTRL_INLINE void turn(const T* x, const float* cos, const float* sin, float sign, int64_t dim,
+                        T* out) {
+    const int64_t half = dim / 2;
+    by_vectors(half, [&](int64_t i, const auto& get, const auto& put) {
+        const Floats first = get(x + i), second = get(x + half + i);
+        const Floats c = get(cos + i), s = get(sin + i) * sign;
+        put(out + i, first * c - second * s);
+        put(out + half + i, second * c + first * s);
+    });
 }
 
 }  // namespace fastrl::FASTRL_ISA

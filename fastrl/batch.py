@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -91,6 +92,7 @@ def _batch(
     prefixes: list[tuple[int, int]] = []
     prompts: dict[int, tuple[int, int]] = {}  # first row and rows of a group's prompt
     members = [groups[i] for i in indices]
+    sizes = Counter(members)
     filled = 0
 
     def add(ids: np.ndarray, first: int, prompt: int, prefix: tuple[int, int]) -> None:
@@ -106,7 +108,7 @@ def _batch(
         prompt, response = sequences[i]
         assert len(prompt) and len(response)
         ids, group = np.asarray([*prompt, *response], np.int64), groups[i]
-        if not share_prompts or len(prompt) == 1 or members.count(group) == 1:
+        if not share_prompts or len(prompt) == 1 or sizes[group] == 1:
             add(ids, 0, len(prompt), (0, 0))
             continue
         if group not in prompts:

@@ -13,6 +13,16 @@ def offsets_of(lengths):
     return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)
 
 
+def assert_same(actual, expected, inputs, generator):
+    """The same values, and the same gradients of the inputs."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    upstream = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
+    ours = torch.autograd.grad(actual, inputs, upstream)
+    theirs = torch.autograd.grad(expected, inputs, upstream)
+    for ours_one, theirs_one in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_one, theirs_one, rtol=0, atol=1e-11)
+
+
 def reference_attention(q, k, v, offsets):
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -38,12 +48,7 @@ def test_packed_attention_is_causal_attention_inside_each_sequence(lengths, kv_h
     offsets = offsets_of(lengths)
     actual = PackedAttention(offsets, max(lengths)).attend(0, *qkv)
     expected = reference_attention(*qkv, offsets)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    upstream = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
-    ours = torch.autograd.grad(actual, qkv, upstream)
-    theirs = torch.autograd.grad(expected, qkv, upstream)
-    for ours_one, theirs_one in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(ours_one, theirs_one, rtol=0, atol=1e-11)
+    assert_same(actual, expected, qkv, generator)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "definition"])
@@ -72,12 +77,7 @@ def test_segments_that_continue_a_prompt_are_whole_sequences(backend, monkeypatc
         alone = torch.tensor([0, len(whole)], dtype=torch.int32)
         out = reference_attention(*(x[whole] for x in qkv), alone)
         expected[own] = out[count:]
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    upstream = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
-    ours = torch.autograd.grad(actual, qkv, upstream)
-    theirs = torch.autograd.grad(expected, qkv, upstream)
-    for ours_one, theirs_one in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(ours_one, theirs_one, rtol=0, atol=1e-11)
+    assert_same(actual, expected, qkv, generator)
 
 
 def test_packed_attention_of_no_sequences():
