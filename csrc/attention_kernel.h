@@ -13,29 +13,13 @@
 
 #include "norm_kernel.h"
 #include "paged_attention.h"
+#include "products_kernel.h"
 
 namespace fastrl::FASTRL_ISA {
 
 constexpr int STEP = 16;                      // positions at a time
 constexpr int PARTS = STEP / WIDTH;           // vectors of them
 constexpr int QUERIES = WIDTH == 16 ? 8 : 4;  // that share a load of keys or values
-
-// What a query and the keys of numbers T are multiplied as.
-template <typename T>
-using Factor = std::conditional_t<PAIRS, T, float>;
-
-// sum + q k, of a word of a query and one of the keys: a number in fp32 or a pair in bf16.
-template <typename T>
-FASTRL_INLINE Floats plus_product(Floats sum, const float* q, Floats keys) {
-#if defined(FASTRL_DOT_BF16)
-    if constexpr (sizeof(T) == 2) {
-        int32_t pair;
-        std::memcpy(&pair, q, sizeof pair);
-        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(pair + Ints{}), (__m512bh)keys);
-    }
-#endif
-    return sum + splat(*q) * keys;
-}
 
 // A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
 // there is one.

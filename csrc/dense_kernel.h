@@ -73,24 +73,6 @@ void pack(const Dense& d, int64_t first_row, int64_t rows, uint32_t* panel) {
     }
 }
 
-// Two numbers in bf16 a word, the first in its lower half.
-FASTRL_INLINE Ints pairs_of(Floats low, Floats high) {
-#if defined(FASTRL_DOT_BF16)
-    // all of `low`, then all of `high`
-    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    static constexpr struct Order {
-        int16_t lanes[2 * WIDTH] = {};
-        constexpr Order() {
-            for (int i = 0; i < 2 * WIDTH; ++i)
-                lanes[i] = static_cast<int16_t>(i / 2 + i % 2 * WIDTH);
-        }
-    } order;
-    return (Ints)_mm512_permutexvar_epi16(_mm512_loadu_si512(order.lanes), halves);
-#else
-    return (Ints)((Words)round_bf16(low) >> 16) | round_bf16(high);
-#endif
-}
-
 // Results with the numbers of the residual at the same places added.
 FASTRL_INLINE Ints plus_residual(float, Ints sums, Ints residual) {
     return as_ints(as_floats(residual) + as_floats(sums));

@@ -6,6 +6,7 @@
 
 #include "dense.h"
 #include "layer_rows.h"
+#include "packed_attention.h"
 #include "paged_attention.h"
 #include "rows.h"
 
@@ -23,6 +24,7 @@ struct InstructionSet {
     const DenseFunctions* dense;
     const DenseFunctions* dense_bf16;
     const AttentionFunctions* attention;
+    const PackedAttentionFunctions* packed_attention;
     const LayerRowFunctions* layer_rows;
     bool (*runs_here)();
 };

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <string_view>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "layer.h"
 #include "layer_rows.h"
 #include "loss.h"
+#include "packed_attention.h"
 #include "paged_attention.h"
 #include "sample.h"
 
@@ -25,6 +27,28 @@ T* pointer(uintptr_t address) {
 }
 
 // Tensors come as addresses; the caller checks dtypes, shapes and contiguity.
+fastrl::PackedAttention packed_attention(int dtype, uintptr_t q, uintptr_t k, uintptr_t v,
+                                         int64_t q_stride, int64_t k_stride, int64_t v_stride,
+                                         uintptr_t cos, uintptr_t sin, uintptr_t out,
+                                         uintptr_t log_sums, int64_t heads, int64_t kv_heads,
+                                         int64_t dim) {
+    return {static_cast<fastrl::DType>(dtype),
+            pointer<const void>(q),
+            pointer<const void>(k),
+            pointer<const void>(v),
+            q_stride,
+            k_stride,
+            v_stride,
+            pointer<const float>(cos),
+            pointer<const float>(sin),
+            pointer<void>(out),
+            pointer<float>(log_sums),
+            heads,
+            kv_heads,
+            dim,
+            1.0f / std::sqrt(static_cast<float>(dim))};
+}
+
 void paged_attention(int dtype, uintptr_t q, uintptr_t k, uintptr_t v, int64_t q_stride,
                      int64_t k_stride, int64_t v_stride, uintptr_t cos, uintptr_t sin,
                      uintptr_t k_cache, uintptr_t v_cache, uintptr_t out, uintptr_t tables,
@@ -246,6 +270,29 @@ PYBIND11_MODULE(_C, m) {
             [](const fastrl::SwigluRows& s, uintptr_t dout, uintptr_t dgate_up, int threads) {
                 fastrl::swiglu_rows_gradient(s, pointer<const void>(dout), pointer<void>(dgate_up),
                                              threads);
+            },
+            released());
+    py::class_<fastrl::Families>(m, "Families")
+        .def(py::init([](uintptr_t offsets, uintptr_t prefixes, int64_t count) {
+            return fastrl::Families(pointer<const int32_t>(offsets),
+                                    pointer<const int64_t>(prefixes), count);
+        }));
+    py::class_<fastrl::PackedAttention>(m, "PackedAttention")
+        .def(py::init(&packed_attention))
+        .def(
+            "forward",
+            [](const fastrl::PackedAttention& a, const fastrl::Families& families, int threads) {
+                fastrl::packed_attention(a, families, threads);
+            },
+            released())
+        .def(
+            "backward",
+            [](const fastrl::PackedAttention& a, const fastrl::Families& families, uintptr_t dout,
+               uintptr_t dq, uintptr_t dk, uintptr_t dv, int threads) {
+                fastrl::packed_attention_gradient(a,
+                                                  {pointer<const void>(dout), pointer<void>(dq),
+                                                   pointer<void>(dk), pointer<void>(dv)},
+                                                  families, threads);
             },
             released());
     py::class_<fastrl::Logits>(m, "Logits").def(py::init(&logits));

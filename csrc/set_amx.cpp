@@ -15,21 +15,15 @@
 #define FASTRL_DOT_BF16 1
 #define FASTRL_ISA amx
 #define FASTRL_WIDTH 16
+#define FASTRL_TILES 1
 #include "dense_kernel.h"
+#include "packed_attention_kernel.h"
 
 namespace fastrl {
 
 namespace amx {
 
-constexpr int SIDE = 16;           // rows of a tile
-constexpr int DEPTH = 32;          // numbers in bf16 of a row of it
 constexpr int RESULTS = 2 * SIDE;  // two tiles of weights, and two of x, make four of sums
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 template <bool TWO>
 FASTRL_INLINE void multiply_tiles(const BFloat16* first, const BFloat16* second, const Next& next,
@@ -70,8 +64,7 @@ void multiply_in_tiles(const Dense& d, const uint32_t* panels, int64_t first_row
     const int64_t width = d.gated ? d.width_out / 2 : d.width_out;
     if (d.width_in % DEPTH != 0 || width < results)
         return avx512_bf16_set.dense_bf16->multiply(d, panels, first_row, rows, begin, end);
-    const TileConfig config;
-    _tile_loadconfig(&config);
+    const Products tiles;
     const int64_t words = words_of<BFloat16>(d) * PANEL;
     const BFloat16* weight = static_cast<const BFloat16*>(d.weight);
     alignas(64) float sums[RESULTS][PANEL];
@@ -91,7 +84,6 @@ void multiply_in_tiles(const Dense& d, const uint32_t* panels, int64_t first_row
             finish<RESULTS, BFloat16>(d, sums, first_row + row, count, at);
         }
     }
-    _tile_release();
 }
 
 constexpr DenseFunctions tiles = {PANEL, RESULTS, words_of<BFloat16>, pack<BFloat16, BFloat16>,
@@ -118,6 +110,7 @@ const InstructionSet amx_set = {"amx",
                                 avx512_set.dense,
                                 &amx::tiles,
                                 avx512_bf16_set.attention,
+                                &amx::packed,
                                 avx512_set.layer_rows,
                                 [] { return avx512_bf16_set.runs_here() && amx::allowed(); }};
 

@@ -11,6 +11,7 @@
 #include "attention_kernel.h"
 #include "dense_kernel.h"
 #include "layer_rows_kernel.h"
+#include "packed_attention_kernel.h"
 #include "row_functions.h"
 
 namespace fastrl {
@@ -19,6 +20,7 @@ const InstructionSet avx2_set = {"avx2",
                                  &avx2::dense_of<float>,
                                  &avx2::dense_of<avx2::BFloat16>,
                                  &avx2::attention,
+                                 &avx2::packed,
                                  &avx2::layer_rows,
                                  [] {
                                      return __builtin_cpu_supports("avx2") &&

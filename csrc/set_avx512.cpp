@@ -10,6 +10,7 @@
 #include "attention_kernel.h"
 #include "dense_kernel.h"
 #include "layer_rows_kernel.h"
+#include "packed_attention_kernel.h"
 #include "row_functions.h"
 
 namespace fastrl {
@@ -18,6 +19,7 @@ const InstructionSet avx512_set = {"avx512",
                                    &avx512::dense_of<float>,
                                    &avx512::dense_of<avx512::BFloat16>,
                                    &avx512::attention,
+                                   &avx512::packed,
                                    &avx512::layer_rows,
                                    [] {
                                        return avx2_set.runs_here() &&

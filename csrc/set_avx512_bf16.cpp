@@ -10,6 +10,7 @@
 #define FASTRL_WIDTH 16
 #include "attention_kernel.h"
 #include "dense_kernel.h"
+#include "packed_attention_kernel.h"
 
 namespace fastrl {
 const InstructionSet avx512_bf16_set = {
@@ -18,6 +19,7 @@ const InstructionSet avx512_bf16_set = {
     avx512_set.dense,
     &avx512_bf16::dense_of<avx512_bf16::BFloat16>,
     &avx512_bf16::attention,
+    &avx512_bf16::packed,
     avx512_set.layer_rows,
     [] { return avx512_set.runs_here() && __builtin_cpu_supports("avx512bf16"); }};
 }  // namespace fastrl

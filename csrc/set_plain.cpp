@@ -6,6 +6,7 @@
 #include "attention_kernel.h"
 #include "dense_kernel.h"
 #include "layer_rows_kernel.h"
+#include "packed_attention_kernel.h"
 #include "row_functions.h"
 
 namespace fastrl {
@@ -14,6 +15,7 @@ const InstructionSet plain_set = {"plain",
                                   &plain::dense_of<float>,
                                   &plain::dense_of<plain::BFloat16>,
                                   &plain::attention,
+                                  &plain::packed,
                                   &plain::layer_rows,
                                   [] { return true; }};
 }  // namespace fastrl

@@ -152,6 +152,24 @@ FASTRL_INLINE Floats second_of(Ints pairs) {
     return as_floats(pairs & static_cast<int32_t>(0xffff0000));
 }
 
+// Two numbers in bf16 a word, the first in its lower half.
+FASTRL_INLINE Ints pairs_of(Floats low, Floats high) {
+#if defined(FASTRL_DOT_BF16)
+    // all of `low`, then all of `high`
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    static constexpr struct Order {
+        int16_t lanes[2 * WIDTH] = {};
+        constexpr Order() {
+            for (int i = 0; i < 2 * WIDTH; ++i)
+                lanes[i] = static_cast<int16_t>(i / 2 + i % 2 * WIDTH);
+        }
+    } order;
+    return (Ints)_mm512_permutexvar_epi16(_mm512_loadu_si512(order.lanes), halves);
+#else
+    return (Ints)((Words)round_bf16(low) >> 16) | round_bf16(high);
+#endif
+}
+
 // rows[i][j] and rows[j][i] change places.
 template <int STEP = 1>
 FASTRL_INLINE void transpose(Ints (&rows)[WIDTH]) {

@@ -10,6 +10,7 @@ from fastrl.config import Config, with_values
 from fastrl.errors import UsageError
 from fastrl.memory_plan import MemoryPlan, Workload, gigabytes, plan_memory
 from fastrl.model_config import DecoderConfig
+from fastrl.ops.dense import cpu_multiplies_bf16
 
 MAX_RUNNING = 256  # responses that the sampler holds at once
 FEWEST_ROWS = 256  # of a micro-batch: fewer would hardly take less, and are slow
@@ -117,4 +118,5 @@ class Fit:
             checkpointed=checkpointed,
             processes=self.processes,
             keep_gathered=config.train.keep_gathered,
+            multiplies_halves=self.on_gpu or cpu_multiplies_bf16(),
         )

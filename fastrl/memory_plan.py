@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fastrl.model import Decoder
 from fastrl.model_config import DecoderConfig
-from fastrl.ops.head import chunk_rows
+from fastrl.ops.head import chunk_rows, joined_rows
 
 WIDE = 4  # bytes of fp32
 HEAP_KEEPS = 0.4  # of freed activations, by the C library: 0.2 to 0.6 of SmolLM2-135M's
@@ -38,6 +38,7 @@ class Workload:
     checkpointed: bool  # the activations of a layer are computed again in the backward pass
     processes: int = 1
     keep_gathered: bool = True  # of several processes: each has whole parameters for a whole step
+    multiplies_halves: bool = True  # the head's products take a narrow parameter as it is
 
     @property
     def micro_batch_rows(self) -> int:
@@ -256,25 +257,32 @@ class _Sizes:
     def _layer(self) -> int:
         """Bytes that a layer keeps of a row.
 
-        Inputs and outputs of norms; queries, keys and values as they are made and after the
-        rotation; attention's output; gate and up and their product. A CPU keeps what it padded for
-        attention too, a GPU silu(gate).
+        Inputs and outputs of norms; queries, keys and values; attention's output; gate and up and
+        their product. A GPU keeps queries, keys and values after the rotation too, and silu(gate).
         """
         w, c = self.w, self.w.config
-        numbers = 4 * c.hidden_size + 2 * self.heads + self.attended + 3 * c.intermediate_size
-        numbers += c.intermediate_size if w.on_gpu else self.heads + self.attended
-        if c.qk_norm:
-            numbers += self.heads - c.num_kv_heads * c.head_dim
+        numbers = 4 * c.hidden_size + self.heads + self.attended + 3 * c.intermediate_size
+        if w.on_gpu:
+            numbers += self.heads + c.intermediate_size
+        if c.qk_norm:  # C++ has copies of the queries and keys that it normalises
+            numbers += (1 if w.on_gpu else 2) * (self.heads - c.num_kv_heads * c.head_dim)
         return numbers * w.itemsize
 
     @property
     def head(self) -> int:
-        """The logits of a chunk, the gradients of weight and hidden states, the weight in fp32."""
+        """The logits of a chunk, the gradients of weight and hidden states; on a CPU the weight in
+        fp32, or the rows of gradients that wait for one product.
+        """
         w, c = self.w, self.w.config
-        numbers = w.valid_vocab * c.hidden_size
+        rows, numbers = w.micro_batch_rows, w.valid_vocab * c.hidden_size
         narrow = numbers * w.itemsize if w.itemsize < WIDE else 0  # of the weight's gradient
-        hidden = 2 * w.micro_batch_rows * c.hidden_size * WIDE
-        return self._logits + self._head_weight + numbers * WIDE + narrow + hidden
+        wide, waiting = numbers * WIDE, 0
+        if narrow and w.multiplies_halves and not w.on_gpu:
+            row = w.valid_vocab * w.itemsize
+            joined = joined_rows(rows, row)
+            wide, waiting = wide if joined < rows else 0, joined * row
+        hidden = 2 * rows * c.hidden_size * WIDE
+        return self._logits + self._head_weight + wide + waiting + narrow + hidden
 
     @property
     def _logits(self) -> int:
@@ -285,7 +293,7 @@ class _Sizes:
 
     @property
     def _head_weight(self) -> int:
-        """The head's weight in fp32, which a CPU makes of a narrower one."""
+        """The head's weight in fp32, where a narrower one is made wide."""
         w = self.w
-        wide = not w.on_gpu and w.itemsize < WIDE
+        wide = not w.multiplies_halves and w.itemsize < WIDE
         return w.valid_vocab * w.config.hidden_size * WIDE if wide else 0

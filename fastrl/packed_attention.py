@@ -16,12 +16,17 @@ from torch import Tensor
 
 from fastrl import varlen
 from fastrl.attention import Rotary
+from fastrl.ops import attention as native
 
-SDPA = "sdpa"
+NATIVE, SDPA = "cpu", "sdpa"
 
 
 def choose(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Who computes packed attention: a name in `varlen.FUNCTIONS`, else torch's padded "sdpa"."""
+    """Who computes packed attention: "cpu", in C++, on a GPU a name in `varlen.FUNCTIONS`, or else
+    torch's padded "sdpa".
+    """
+    if native.runs(device, dtype):
+        return NATIVE
     found = varlen.first(device, dtype, head_dim) if device.type == "cuda" else None
     return found or SDPA
 
@@ -59,9 +64,9 @@ class PackedAttention:
     `prefixes`: int64 [S, 2], the first and the number of other rows that a segment continues, all
     of which its rows see; None, or a number of 0: a segment is a sequence of its own.
 
-    By `backend`: kernels for variable lengths take keys and values gathered for each segment;
-    "sdpa" right-padded buckets of segments of like length: with causality no row sees padding, and
-    torch's fused kernel runs.
+    By `backend`: "cpu" takes rows as they lie, and `prefixes` each in one other segment; kernels
+    for variable lengths take keys and values gathered for each segment; "sdpa" right-padded buckets
+    of segments of like length: with causality no row sees padding, and torch's fused kernel runs.
     """
 
     # A bucket takes segments down to this share of its longest. Forward and backward of 256
@@ -97,11 +102,14 @@ class PackedAttention:
     ) -> Tensor:
         """Causal attention inside each sequence: [N, H, h]."""
         assert q_NHh.shape[0] == self.num_rows, "the rows do not match cu_seqlens"
-        if rotary is not None:
-            q_NHh, k_NKh = rotary(q_NHh), rotary(k_NKh)
         if not self.num_rows:
             return torch.zeros_like(q_NHh)
         backend = self.backend or choose(q_NHh.device, q_NHh.dtype, q_NHh.shape[2])
+        if backend == NATIVE:
+            angles = None if rotary is None else (rotary.cos_Na, rotary.sin_Na)
+            return native.packed_attention(q_NHh, k_NKh, v_NKh, self._families, angles)
+        if rotary is not None:
+            q_NHh, k_NKh = rotary(q_NHh), rotary(k_NKh)
         if backend == SDPA:
             return self._padded(q_NHh, k_NKh, v_NKh)
         function = varlen.FUNCTIONS[backend]()
@@ -111,6 +119,11 @@ class PackedAttention:
             k_NKh, v_NKh = k_NKh[seen_rows], v_NKh[seen_rows]
         offsets = self.cu_seqlens, seen_offsets
         return function(q_NHh, k_NKh, v_NKh, *offsets, self.max_seqlen, most)
+
+    @cached_property
+    def _families(self) -> object:
+        """The segments as "cpu" takes them."""
+        return native.families(self._offsets.astype(np.int32), self.prefixes)
 
     @cached_property
     def _seen(self) -> tuple[Tensor | None, Tensor, int]:

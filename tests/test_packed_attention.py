@@ -87,13 +87,14 @@ def test_packed_attention_of_no_sequences():
     ).shape == (0, 4, 8)
 
 
-def test_padding_is_never_uninitialised_memory():
+@pytest.mark.parametrize("backend", ["sdpa", "cpu"])
+def test_padding_is_never_uninitialised_memory(backend):
     lengths = (3, 9, 1, 8, 70)
     qkv = [torch.randn(sum(lengths), 2, 8, requires_grad=True) for _ in range(3)]
     torch.use_deterministic_algorithms(True)  # torch then fills new memory with NaN
     try:
         assert torch.empty(3).isnan().all()
-        out = PackedAttention(offsets_of(lengths), 70).attend(0, *qkv)
+        out = PackedAttention(offsets_of(lengths), 70, backend=backend).attend(0, *qkv)
         gradients = torch.autograd.grad(out.sum(), qkv)
     finally:
         torch.use_deterministic_algorithms(False)

@@ -151,9 +151,12 @@ def test_products_in_half_precision(row_path, half_products, settings, dtype):
     assert_near(gradients, plain[2:], truth[2:])
 
 
+@pytest.mark.parametrize("joined", [1 << 28, 2 * V * 12], ids=["whole", "joined"])
 @pytest.mark.parametrize("name", BF16_SETS)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_cpu_multiplies_bf16_where_it_has_instructions(name, settings):
+def test_a_cpu_multiplies_bf16_where_it_has_instructions(name, settings, joined, monkeypatch):
+    """The weight's gradient in one product, or in several of the rows of two chunks."""
+    monkeypatch.setattr(head, "JOINED_BYTES", joined)
     inputs, targets = head_case(torch.bfloat16, **settings)
     upstream = [normal(N, seed=s, scale=1.0) for s in (2, 3)]
     with instruction_set(name):

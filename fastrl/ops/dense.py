@@ -34,8 +34,12 @@ def fits_cpu(weight_OD: Tensor, gated: bool = False) -> bool:
 
 def multiplies_bf16(weight_OD: Tensor) -> bool:
     """Whether backend "cpu" takes this weight in bf16 and multiplies it as it is."""
-    bf16 = weight_OD.dtype == torch.bfloat16
-    return bf16 and fits_cpu(weight_OD) and _C.instruction_set() in MULTIPLY_BF16
+    return weight_OD.dtype == torch.bfloat16 and fits_cpu(weight_OD) and cpu_multiplies_bf16()
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this processor and this build have products in bf16."""
+    return _C is not None and _C.instruction_set() in MULTIPLY_BF16
 
 
 def dense(

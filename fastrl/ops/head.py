@@ -4,7 +4,8 @@ Each chunk of logits is a matrix product, and the row kernels write its gradient
 products are the floor: 2 N V D operations forward, 6 N V D with the gradient in the forward. Half
 precision stays so on a GPU's tensor cores, and in bf16 on CPUs with instructions for it: only what
 a product takes is rounded, its sums, the logits and the accumulated gradients are fp32 (a CPU's
-products for gradients are rounded before they are accumulated). Other CPUs take fp32 for all.
+products for gradients are rounded before they are accumulated, and the weight's are of many chunks
+together: few rows are slow, and so is adding up). Other CPUs take fp32 for all.
 
 Legend: N: rows (tokens), C: those of a chunk, D: hidden width, V: vocabulary.
 """
@@ -26,6 +27,7 @@ from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 # 2 cores, V = 49152, D = 576, 6 N V D of 1024 rows: 944 ms whole, 1070 in 3 chunks, 1143 in 8.
 CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 352
 GPU_CHUNK_BYTES = 1 << 30  # not yet measured
+JOINED_BYTES = 1 << 28  # of the logits' gradients that a CPU keeps in half precision
 
 
 def chunk_rows(rows: int, row_bytes: int, on_gpu: bool) -> int:
@@ -33,6 +35,11 @@ def chunk_rows(rows: int, row_bytes: int, on_gpu: bool) -> int:
     budget = GPU_CHUNK_BYTES if on_gpu else CHUNK_BYTES
     most = max(1, CHUNK_ROWS, budget // row_bytes)
     return -(-rows // -(-rows // most)) if rows else 0
+
+
+def joined_rows(rows: int, row_bytes: int) -> int:
+    """Rows whose gradients of logits in half precision a CPU keeps for one product."""
+    return min(rows, max(CHUNK_ROWS, JOINED_BYTES // row_bytes))
 
 
 def keeps_half_precision(weight: Tensor) -> bool:
@@ -102,6 +109,30 @@ class Chunk:
     gradient_CV: Tensor  # the logits' own memory where their dtype is that of the products
 
 
+class _Joined:
+    """Rows of hidden states and of gradients of logits, for one product."""
+
+    def __init__(self, rows: int, hidden_ND: Tensor, vocab: int) -> None:
+        self.hidden_RD = hidden_ND.new_empty(rows, hidden_ND.shape[1])
+        self.dlogits_RV = on_large_pages(hidden_ND.new_empty(rows, vocab))
+        self.filled = 0
+
+    def has_room(self, rows: int) -> bool:
+        return self.filled + rows <= len(self.hidden_RD)
+
+    def add(self, hidden_CD: Tensor, dlogits_CV: Tensor) -> Tensor:
+        """The rows as they are kept."""
+        rows = slice(self.filled, self.filled + len(hidden_CD))
+        self.filled = rows.stop
+        self.hidden_RD[rows] = hidden_CD
+        return self.dlogits_RV[rows].copy_(dlogits_CV)
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """All rows, of which none is left."""
+        filled, self.filled = self.filled, 0
+        return self.hidden_RD[:filled], self.dlogits_RV[:filled]
+
+
 class _Products:
     """The matrix products of a head, in fp32 (fp64 for fp64), and their accumulated gradients."""
 
@@ -113,7 +144,9 @@ class _Products:
         self.input_dtype = x.hidden_ND.dtype if self.half else x.dtype
         self.weight_VD = x.weight_VD[: x.valid].to(self.input_dtype)
         self.bias_V = None if x.bias_V is None else x.bias_V[: x.valid].to(x.dtype)
-        self.gradients: tuple[Tensor, Tensor, Tensor] | None = None
+        self.gradients: tuple[Tensor, Tensor] | None = None  # of hidden states and bias
+        self.by_weight: Tensor | None = None
+        self.joined: _Joined | None = None
 
     def chunks(self, index_M: Tensor) -> Iterator[Chunk]:
         """Every row in chunks; the memory of logits and their gradient is used again."""
@@ -151,41 +184,60 @@ class _Products:
 
     def add(self, index_C: Tensor, hidden_CD: Tensor, dlogits_CV: Tensor) -> None:
         """Accumulate the gradients of hidden states, weight and bias from those of the logits."""
-        dlogits_CV = dlogits_CV.to(self.input_dtype)
-        first = self.gradients is None
-        if self.gradients is None:
-            self.gradients = self._memory()
-        hidden, weight, bias = self.gradients
+        hidden, bias = self.gradients = self.gradients or self._zeros()
+        if self.half and hidden.device.type == "cpu":
+            dlogits_CV = self._join(hidden_CD, dlogits_CV)
+        else:
+            dlogits_CV = dlogits_CV.to(self.input_dtype)
+            self._add_by_weight(hidden_CD, dlogits_CV)
         by_hidden_CD = hidden.new_empty(hidden_CD.shape)
         mm(dlogits_CV, self.weight_VD, by_hidden_CD)
         hidden[index_C] = by_hidden_CD
-        if first:  # nothing is read and no zero written where a product comes anyway
-            mm(dlogits_CV.T, hidden_CD, weight[: self.x.valid])
-            weight[self.x.valid :] = 0
-        else:
-            add_mm(weight[: self.x.valid], dlogits_CV.T, hidden_CD)
         if self.bias_V is not None:
             bias[: self.x.valid] += dlogits_CV.sum(0, dtype=bias.dtype)
 
+    def _join(self, hidden_CD: Tensor, dlogits_CV: Tensor) -> Tensor:
+        """Rows of gradients in half precision, that of the weight left for later."""
+        if self.joined is None:
+            row_bytes = self.x.valid * self.input_dtype.itemsize
+            rows = joined_rows(len(self.x.targets_N), row_bytes)
+            self.joined = _Joined(max(rows, len(hidden_CD)), hidden_CD, self.x.valid)
+        elif not self.joined.has_room(len(hidden_CD)):
+            self._add_by_weight(*self.joined.take())
+        return self.joined.add(hidden_CD, dlogits_CV)
+
+    def _add_by_weight(self, hidden_CD: Tensor, dlogits_CV: Tensor, last: bool = False) -> None:
+        if self.by_weight is None:  # nothing is read and no zero written; alone no sum in fp32
+            dtype = self.x.hidden_ND.dtype if last else self.x.dtype
+            self.by_weight = self._weight_memory(dtype)
+            mm(dlogits_CV.T, hidden_CD, self.by_weight[: self.x.valid])
+        else:
+            add_mm(self.by_weight[: self.x.valid], dlogits_CV.T, hidden_CD)
+
+    def _weight_memory(self, dtype: torch.dtype) -> Tensor:
+        """For the weight's gradient; no padding of the vocabulary has one."""
+        weight = self.x.weight_VD
+        memory = on_large_pages(torch.empty(weight.shape, dtype=dtype, device=weight.device))
+        memory[self.x.valid :] = 0
+        return memory
+
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients in their inputs' dtypes; that of an absent bias is empty."""
-        if self.gradients is None:
-            self.gradients = self._memory()
-            self.gradients[1].zero_()
-        hidden, weight, bias = self.gradients
+        hidden, bias = self.gradients or self._zeros()
         dtype = self.x.hidden_ND.dtype
+        if self.joined is not None:
+            self._add_by_weight(*self.joined.take(), last=True)
+        if self.by_weight is None:
+            self.by_weight = self._weight_memory(dtype).zero_()
         bias_dtype = dtype if self.x.bias_V is None else self.x.bias_V.dtype
-        return hidden.to(dtype), weight.to(dtype), bias.to(bias_dtype)
+        return hidden.to(dtype), self.by_weight.to(dtype), bias.to(bias_dtype)
 
-    def _memory(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Zeros for hidden states and bias, anything for the weight."""
-        hidden, weight = self.x.hidden_ND, self.x.weight_VD
+    def _zeros(self) -> tuple[Tensor, Tensor]:
+        """The gradients of hidden states and bias before anything is added."""
+        hidden, dtype = self.x.hidden_ND, self.x.dtype
         bias = hidden.new_empty(0) if self.x.bias_V is None else self.x.bias_V
-        dtype = self.x.dtype
-        by_weight = on_large_pages(torch.empty(weight.shape, dtype=dtype, device=weight.device))
         return (
             hidden.new_zeros(hidden.shape, dtype=dtype),
-            by_weight,
             bias.new_zeros(bias.shape, dtype=dtype),
         )
 
