@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: build, then one of two parts, each in 8 minutes at most.
+# On a machine with a GPU: build, then one of three parts, each in 8 minutes at most.
 #
-#     bash bench/gpu.sh [kernels|sampler] [OUT]    PYTHON=python3 has torch and triton
+#     bash bench/gpu.sh [kernels|sampler|costs] [OUT]    PYTHON=python3 has torch and triton
 #
 # kernels: tests of the compiled kernels, wild accesses, benchmarks. sampler: its tests, its benchmarks, row by
-# row. Leaves their output, kernels.json and sampler.json, their tables and roofline.png in OUT.
+# row. costs: what a training step costs over four sweeps. Leaves their output, kernels.json, sampler.json and
+# costs.json, their tables, roofline.png and costs.png in OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:-kernels}
 out=${2:-bench/results/gpu}
-case $part in kernels | sampler) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler" >&2; exit 2 ;; esac
+case $part in kernels | sampler | costs) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs" >&2; exit 2 ;; esac
 python=${PYTHON:-python3}
 failed=0
 mkdir -p "$out"
@@ -36,6 +37,12 @@ if [ "$part" = sampler ]; then
         tests/test_sampler_memory.py "tests/test_paged_attention.py::test_functions_for_variable_lengths_agree_with_the_definition"
     step sampler 300 sampler.txt "$python" -m fastrl.cli bench sampler --repeats 1 --out "$out/sampler.json"
     step sampler-table 10 sampler.md "$python" bench/table.py "$out/sampler.json"
+    exit "$failed"
+fi
+if [ "$part" = costs ]; then
+    step costs 400 costs.txt "$python" -m fastrl.cli bench step --only costs --repeats 1 --out "$out/costs.json"
+    step costs-table 10 costs.md "$python" bench/table.py "$out/costs.json"
+    step costs-picture 10 costs_picture.txt "$python" bench/costs.py "$out/costs.json" "$out/costs.png"
     exit "$failed"
 fi
 # shellcheck disable=SC2086

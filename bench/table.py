@@ -81,7 +81,7 @@ def steps(record: list[dict[str, Any]]) -> str:
     for row in record:
         head = [row["name"], row["model"], _shape(row), row["dtype"]]
         if "train_ms" in row:
-            rival = ["did not run", ""]
+            rival = ["did not run" if row["baseline"] else "", ""]
             if row["baseline_ms"] is not None:
                 rival = [_ms(row["baseline_ms"]), f"{row['speedup']:.1f}x"]
             phases = [_ms(row[f"{phase}_ms"]) for phase in PHASES]

@@ -69,6 +69,10 @@ def bench_command(known: argparse.Namespace, rest: list[str]) -> int:
             line += f", {100 * row['share_of_bare_matmuls']:.0f} % of bare matmuls"
         if "share_of_matmul_rate" in row:
             line += f"  {100 * row['share_of_matmul_rate']:.0f} % of the matmul rate"
+        if "planned_bytes" in row:
+            line += f"  at {row['value']:,}, memory planned {row['planned_bytes'] / 1e9:.2f} GB"
+            if row["peak_bytes"] is not None:
+                line += f", measured {row['peak_bytes'] / 1e9:.2f} GB"
         if row.get("baseline_failed"):
             line += f"  {row['baseline']:<24} did not run: {row['baseline_failed']}"
         elif row["baseline"]:

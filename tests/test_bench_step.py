@@ -1,13 +1,18 @@
 """`fastrl bench step` on the embedded model: its rows, what it refuses, its operations by hand."""
 
 import json
+import runpy
+from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from bench_table import table
 
-from fastrl.bench import step
+from fastrl.bench import step, step_costs, step_ours
+from fastrl.bench.step_costs import Sweeps, llama
 from fastrl.cli import main
+from fastrl.errors import UsageError
 from fastrl.model import load_model
 from fastrl.model_config import DecoderConfig
 
@@ -15,12 +20,18 @@ CONTRACT = {
     "name", "shape", "dtype", "device", "ms", "ms_p20", "ms_p80", "peak_bytes", "max_error",
     "baseline", "baseline_ms", "speedup", "machine", "versions",
 }  # fmt: skip
+TINY = Sweeps(
+    shape=(2, 4, 4),
+    base=llama(64, 1, 96),
+    models=(llama(64, 1, 96), llama(64, 3, 96)),
+    vocabularies=(96, 384),
+)
 
 
-def bench(tmp_path, *words: str) -> list[dict]:
+def bench(tmp_path, *words: str, model: str = "embedded") -> list[dict]:
     out = tmp_path / "rows.json"
-    command = ["bench", "step", "--repeats", "1", "--model", "embedded", "--out", str(out)]
-    assert main([*command, *words]) == 0
+    command = ["bench", "step", "--repeats", "1", "--out", str(out)]
+    assert main([*command, *words, *(["--model", model] if model else [])]) == 0
     return json.loads(out.read_text())
 
 
@@ -75,16 +86,88 @@ def test_the_operations_of_a_pass_by_hand():
 
 
 def test_a_wrong_gradient_is_not_timed(monkeypatch):
-    right = step.policy_loss
+    right = step_ours.policy_loss
 
     def wrong(model, batch):
         return right(model, batch) * (1 if model.embed.dtype == torch.float64 else 1.5)
 
     assert step.gradient_error("embedded", "float32") < 1e-4
-    monkeypatch.setattr(step, "policy_loss", wrong)
-    with pytest.raises(AssertionError):
-        step.gradient_error("embedded", "float32")
+    monkeypatch.setattr(step_ours, "policy_loss", wrong)
+    for source in ("embedded", TINY.base):
+        with pytest.raises(AssertionError):
+            step.gradient_error(source, "float32")
     assert load_model("embedded").embed.grad is None
+
+
+def test_costs_over_four_sweeps_and_their_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step_costs, "CPU", TINY)
+    rows = bench(tmp_path, "--only", "costs", "--dtype", "float32", model="")
+    found = {}
+    for row in rows:
+        assert row.keys() >= CONTRACT and 0 < row["max_error"] < 1e-4
+        assert row["planned_bytes"] > 0 and 0 < row["sample_ms"] + row["train_ms"] < row["ms"]
+        found.setdefault(row["sweep"], {})[row["value"]] = row
+    assert {sweep: [*some] for sweep, some in found.items()} == {
+        "model size": [55_488, 154_048],
+        "response length": [1, 2, 4, 8, 16],
+        "group size": [2, 4, 8, 16],
+        "vocabulary": [96, 384],
+    }
+    base = [row for row in rows if row["base"]]
+    assert [row["value"] for row in base] == [55_488, 4, 4, 96]
+    assert len({row["ms"] for row in base}) == 1  # measured once
+    assert found["response length"][16]["shape"] == [2, 4, 16]
+    assert found["group size"][16]["tokens_sampled"] == 2 * 16 * 4
+    assert found["vocabulary"][384]["parameters"] == 55_488 + (384 - 96) * 64
+    said = capsys.readouterr()
+    assert "at 384, memory planned 0.0" in said.out and "left out" not in said.err
+    picture = tmp_path / "costs.png"
+    script = Path(__file__).parents[1] / "bench" / "costs.py"
+    runpy.run_path(str(script))["draw"](rows, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
+    without = [row | {"peak_bytes": None} for row in rows]  # as beyond Linux
+    runpy.run_path(str(script))["draw"](without, picture)
+    assert picture.exists()
+
+
+def test_random_weights_are_sampled_and_trained_over_their_whole_vocabulary(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(llama(64, 1, 8192).to_hf()))
+    ours = step_ours.Ours(str(tmp_path), (2, 4, 8), "float32", tmp_path, random_init=True)
+    ours()
+    (metrics,) = ours.steps
+    assert ours.run.learner.policy.valid_vocab == 8192 > ours.run.tokenizer.valid_vocab
+    assert metrics["reward_group_std"] > 0 and metrics["grad_norm"] > 0
+    (record,) = (ours.run.directory.path / "completions").glob("*.parquet")
+    ids = pyarrow.parquet.read_table(record)["token_ids"].to_pylist()
+    assert max(i for some in ids for i in some) > 7000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of a part here")
+def test_the_memory_of_a_point_is_that_of_its_run_and_not_of_the_process():
+    point = step_costs.Point(llama(448, 4, 4096), (2, 2, 8))
+    row = step_costs.measured(point, "float32", 1, False, torch.device("cpu"))
+    state = 5 * 4 * row["parameters"]  # policy, reference, gradient, two moments
+    assert state < row["peak_bytes"] < 1.5 * state
+    assert row["planned_bytes"] == pytest.approx(row["peak_bytes"], rel=0.25)
+
+
+def test_a_point_for_which_there_is_no_memory_is_left_out_and_said(monkeypatch, capsys):
+    def measured(point, *_):
+        if point.shape == refused:
+            raise UsageError("the run needs 90 GB")
+        return {}
+
+    monkeypatch.setattr(step_costs, "CPU", TINY)
+    monkeypatch.setattr(step_costs, "measured", measured)
+    refused = (2, 4, 16)
+    sweep = (None, "float32", 1, False, torch.device("cpu"))
+    lengths = [r["value"] for r in step_costs.rows(*sweep) if r["sweep"] == "response length"]
+    assert lengths == [1, 2, 4, 8]
+    assert "response length 16 is left out: the run needs 90 GB" in capsys.readouterr().err
+    refused = TINY.shape
+    with pytest.raises(UsageError, match="90 GB"):
+        list(step_costs.rows(*sweep))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +177,7 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch):
         (["--shape", "4,1,48"], "2 at least"),
         (["--shape", "4,8"], "as 4,8,48"),
         (["--dtype", "int8"], "dtype is 'int8'; allowed: float32"),
+        (["--only", "costs", "--model", "embedded"], "random weights at shapes of its own"),
     ],
 )
 def test_mistakes(capsys, words, said):
