@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: build, then one of three parts, each in 8 minutes at most.
+# On a machine with a GPU: build, then one of four parts, each in 8 minutes at most.
 #
-#     bash bench/gpu.sh [kernels|sampler|costs] [OUT]    PYTHON=python3 has torch and triton
+#     bash bench/gpu.sh [kernels|sampler|costs|recipes] [OUT]    PYTHON=python3 has torch and triton
 #
 # kernels: tests of the compiled kernels, wild accesses, benchmarks. sampler: its tests, its benchmarks, row by
-# row. costs: what a training step costs over four sweeps. Leaves their output, kernels.json, sampler.json and
-# costs.json, their tables, roofline.png and costs.png in OUT.
+# row. costs: what a training step costs over four sweeps. recipes: state in host memory, and two steps of each
+# of the study's runs at its shapes, random weights. Leaves their output, kernels.json, sampler.json and costs.json,
+# their tables, roofline.png and costs.png in OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:-kernels}
 out=${2:-bench/results/gpu}
-case $part in kernels | sampler | costs) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs" >&2; exit 2 ;; esac
+case $part in kernels | sampler | costs | recipes) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs, recipes" >&2; exit 2 ;; esac
 python=${PYTHON:-python3}
 failed=0
 mkdir -p "$out"
@@ -43,6 +44,16 @@ if [ "$part" = costs ]; then
     step costs 400 costs.txt "$python" -m fastrl.cli bench step --only costs --repeats 1 --out "$out/costs.json"
     step costs-table 10 costs.md "$python" bench/table.py "$out/costs.json"
     step costs-picture 10 costs_picture.txt "$python" bench/costs.py "$out/costs.json" "$out/costs.png"
+    exit "$failed"
+fi
+if [ "$part" = recipes ]; then
+    step host-memory 60 host_memory.txt "$python" -m pytest -q -p no:cacheprovider tests/test_offload_gpu.py
+    for recipe in llama-3.2-3b-math qwen2.5-3b-math qwen3-4b-deepscaler; do
+        step "$recipe" 145 "$recipe.txt" "$python" -m fastrl.cli train "configs/$recipe.toml" --model.random-init --data embedded \
+            --max-steps 2 --sampling.prompts_per_step 32 --sampling.max_tokens 500 --sampling.max_total_tokens 2048 \
+            --sampling.ignore_eos --eval.prompts 0 --eval.test_prompts 0 --checkpoint.every 0 --output-dir "$out/$recipe"
+        rm -rf "$out/$recipe/checkpoints"
+    done
     exit "$failed"
 fi
 # shellcheck disable=SC2086

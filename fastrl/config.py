@@ -161,6 +161,11 @@ class OptimConfig:
     schedule: Literal["constant", "linear"] = setting(
         "linear", "after the warm-up: constant, or linear to 0 at the end of the run"
     )
+    state: Literal["device", "host"] = setting(
+        "device",
+        "where AdamW's moments and fp32 masters lie; host: in the memory of a GPU's machine, and"
+        " pass through the GPU in each step, to the same bits",
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,10 @@ class TrainConfig:
     threads: int = setting(0, "CPU threads; 0: torch's choice")
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto", "compute the prompt of a group once in training too; auto: where it pays"
+    )
+    reference: Literal["device", "host"] = setting(
+        "device",
+        "where the reference lies between its uses; host: in the memory of a GPU's machine",
     )
     keep_gathered: bool = setting(
         True,

@@ -16,6 +16,7 @@ from fastrl.fit import Fit
 from fastrl.memory_plan import MemoryPlan, gigabytes
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.preparation import (
+    check_host,
     check_numbers,
     dtype_of,
     longest_prompt,
@@ -135,6 +136,7 @@ def dry_run(config: Config, assumed: Assumed) -> DryRun:
             f" {-(-config.sampling.prompts_per_step // assumed.processes) * assumed.processes}"
         )
     machine = _machine(config, assumed)
+    check_host(config, on_gpu=machine.on_gpu)
     found = outline(config.model.name)
     tokenizer: Tokenizer | None = None
     valid_vocab = found.config.vocab_size

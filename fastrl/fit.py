@@ -27,6 +27,7 @@ class Fit:
     on_gpu: bool
     baseline: int = 0  # bytes that the process has already
     available: int | None = None  # bytes, the baseline included; None: nobody says
+    host: int | None = None  # bytes of host memory beside a GPU; None: nobody says
     processes: int = 1
 
     def plan(self, config: Config) -> MemoryPlan:
@@ -37,13 +38,23 @@ class Fit:
 
     def holds(self, plan: MemoryPlan) -> bool:
         """Whether a plan fits what is available."""
-        return self.available is None or plan.peak <= self.available
+        return (self.available is None or plan.peak <= self.available) and self._hosts(plan)
+
+    def _hosts(self, plan: MemoryPlan) -> bool:
+        return self.host is None or plan.host <= self.host
 
     def check(self, config: Config) -> MemoryPlan:
         """The plan of settings that fit; UsageError for others, with some that would."""
         plan = self.plan(config)
         if self.holds(plan):
             return plan
+        if not self._hosts(plan):
+            assert self.host is not None
+            raise UsageError(
+                f"the run needs {gigabytes(plan.host)} GB of host memory for what is kept there and"
+                f" there are {gigabytes(self.host)} GB; set optim.state or train.reference to"
+                " 'device', or start more processes"
+            )
         assert self.available is not None
         raise UsageError(
             f"the run needs {gigabytes(plan.needed)} GB of memory (in the {plan.highest}) and there"
@@ -52,13 +63,16 @@ class Fit:
 
     def way_out(self, config: Config) -> str:
         """What would make the settings fit, in words."""
+        least = config
         for settings in self._ways(config):
-            plan = self.plan(with_values(config, settings, from_text=False))
+            changed = with_values(config, settings, from_text=False)
+            plan = self.plan(changed)
+            if self._hosts(plan):
+                least = changed
             if self.holds(plan):
                 *first, last = (f"{key} {value}" for key, value in settings.items())
                 words = f"{', '.join(first)} and {last}"
                 return f"with {words} it needs {gigabytes(plan.needed)} GB"
-        least = with_values(config, settings, from_text=False)
         needed = gigabytes(self.plan(least).needed)
         for processes in PROCESSES if self.on_gpu else ():
             more = replace(self, processes=processes)
@@ -81,7 +95,10 @@ class Fit:
         small_cache = {"sampling.num_blocks": 4 * -(-longest // config.sampling.block_size)}
         narrow = {"model.dtype": "bfloat16"}
         more: list[dict[str, Any]] = [{}]
-        if not self.on_gpu:  # a GPU's cache takes what there is
+        if self.on_gpu:
+            resting = {"train.reference": "host"} if config.train.keep_gathered else {}
+            more += [resting, resting | {"optim.state": "host"}]
+        else:  # a GPU's cache takes what there is
             more.append(small_cache)
         if config.model.dtype == "float32" or not self.on_gpu and config.model.dtype == "auto":
             more += [narrow, *([narrow | small_cache] if not self.on_gpu else [])]
@@ -118,5 +135,7 @@ class Fit:
             checkpointed=checkpointed,
             processes=self.processes,
             keep_gathered=config.train.keep_gathered,
+            host_state=config.optim.state == "host",
+            host_reference=config.train.reference == "host",
             multiplies_halves=self.on_gpu or cpu_multiplies_bf16(),
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fastrl.model import Decoder
 from fastrl.model_config import DecoderConfig
 from fastrl.ops.head import chunk_rows, joined_rows
+from fastrl.optim import PIECE_NUMBERS
 
 WIDE = 4  # bytes of fp32
 HEAP_KEEPS = 0.4  # of freed activations, by the C library: 0.2 to 0.6 of SmolLM2-135M's
@@ -38,6 +39,8 @@ class Workload:
     checkpointed: bool  # the activations of a layer are computed again in the backward pass
     processes: int = 1
     keep_gathered: bool = True  # of several processes: each has whole parameters for a whole step
+    host_state: bool = False  # AdamW's state lies in host memory
+    host_reference: bool = False  # the reference too, between its uses
     multiplies_halves: bool = True  # the head's products take a narrow parameter as it is
 
     @property
@@ -58,6 +61,7 @@ class MemoryPlan:
     """Bytes of each part in each phase of a step; the peak is the largest sum.
 
     `baseline`: what the process has before any of it, outside `phases`; on a GPU nothing.
+    `host`: beside them, in the memory of a GPU's machine, for good.
     `not_at_first`: what is not there yet in the first step: AdamW's moments before its update, and
     in it, as they are made one by one, the gradients that are dropped meanwhile.
     """
@@ -67,6 +71,7 @@ class MemoryPlan:
     phases: Mapping[str, Mapping[str, int]]
     not_at_first: Mapping[str, int]
     spare_cache: int  # of the cache, what a run can do without, more slowly
+    host: int = 0
 
     @property
     def totals(self) -> dict[str, int]:
@@ -101,10 +106,11 @@ class MemoryPlan:
         if self.baseline:
             shown.insert(0, f"process {gigabytes(self.baseline)}")
         others = [f"{name} {gigabytes(totals[name])}" for name in totals if name != self.highest]
+        host = f", and {gigabytes(self.host)} GB of host memory" if self.host else ""
         again = ", layers computed again in the backward pass" if self.workload.checkpointed else ""
         return (
             f"memory: at most {gigabytes(self.peak)} GB, in the {self.highest}"
-            f" ({', '.join(shown)}); {', '.join(others)}{again}"
+            f" ({', '.join(shown)}); {', '.join(others)}{again}{host}"
         )
 
     def table(self) -> list[str]:
@@ -158,7 +164,12 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
     """
     w, size = workload, _Sizes(workload)
     state = {"fp32 masters": size.masters, "moments": size.moments}
-    whole = {"policy": size.whole, "reference": size.reference, **state}
+    host = 0
+    if w.host_state:
+        host, state = sum(state.values()), {}
+    resting = {} if w.host_reference else {"reference": size.reference}
+    host += size.reference * w.host_reference
+    whole = {"policy": size.whole, **resting, **state}
     sampling = whole | {"forward": size.sampler_forward}
     cache = size.cache
     if w.on_gpu and available is not None:
@@ -169,7 +180,7 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
     training = whole | {"policy": size.training} | kept
     phases = {
         SAMPLE: sampling | {"cache": cache},
-        SCORE: training | {"forward": size.scoring},
+        SCORE: training | {"reference": size.reference, "forward": size.scoring},
         BACKWARD: training
         | {
             "gradients": size.gathered_gradients if w.several_micro_batches else 0,
@@ -180,10 +191,12 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
     }
     if not w.on_gpu:
         phases[UPDATE]["heap"] = int(HEAP_KEEPS * size.activations)
-    not_at_first = dict.fromkeys(phases, size.moments)
+    if w.host_state:
+        phases[UPDATE]["state on its way"] = size.passing
+    not_at_first = dict.fromkeys(phases, 0 if w.host_state else size.moments)
     not_at_first[UPDATE] = size.gradients if w.itemsize < WIDE else 0
     spare = cache - min(cache, size.least_cache) if w.on_gpu else 0
-    return MemoryPlan(w, baseline, phases, not_at_first, spare)
+    return MemoryPlan(w, baseline, phases, not_at_first, spare, host)
 
 
 class _Sizes:
@@ -210,11 +223,11 @@ class _Sizes:
             self.gathered_gradients = count * WIDE
         self.masters = shard * WIDE if w.itemsize < WIDE else 0
         self.moments = 2 * shard * WIDE
-        # of one parameter at a time the root of its second moment, and a gradient in fp32; those
-        # in fp32 are stepped together on a GPU
-        self.update = max(parameters) * WIDE * (2 if w.itemsize < WIDE else 1) // w.processes
-        if w.on_gpu and w.itemsize == WIDE:
-            self.update = shard * WIDE
+        # of a piece of a parameter at a time a gradient in fp32; two pieces of the state are on
+        # their way through a GPU
+        most = min(PIECE_NUMBERS, -(-max(parameters) // w.processes)) * WIDE
+        self.update = most if w.itemsize < WIDE else 0
+        self.passing = 2 * most * (3 if w.itemsize < WIDE else 2)
 
         self.heads = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
         self.attended = c.num_heads * c.head_dim

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from fastrl.config import OptimConfig
 from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
+from fastrl.offload import Piece, host_like, through_device
 from fastrl.sharding import assemble, piece, piece_of
 
-STATE = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, for each parameter
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, for each parameter, in torch's names
+PIECE_NUMBERS = 1 << 24  # of a parameter that are updated together
 
 
 class Optimizer:
@@ -22,6 +26,8 @@ class Optimizer:
     Parameters in fp32 or fp64 are stepped themselves; those of a narrower dtype have fp32 masters,
     kept here, that round into the model's tensors at the end of `step`. Of a sharded model
     (`sharding.py`) all this is the piece of this process, and every process takes each step.
+    With `config.state` "host" masters and moments lie in host memory and pass through the device
+    in each step (`offload.py`), to the same bits.
     """
 
     def __init__(
@@ -49,17 +55,20 @@ class Optimizer:
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.pieces = [piece(p) for p in self.params]
+        self.device = self.pieces[0].device if self.pieces else torch.device("cpu")
         self.masters = [
-            x if x.dtype in (torch.float32, torch.float64) else x.detach().float().clone()
+            x if x.dtype in (torch.float32, torch.float64) else self._kept(x.detach().float())
             for x in self.pieces
         ]
-        self.adamw = torch.optim.AdamW(
-            self.masters,
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        # none before the first step
+        self.moments: list[tuple[Tensor, Tensor] | None] = [None] * len(self.params)
+        self.counts = [0] * len(self.params)  # of updates
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """A copy of `x` where the state lies."""
+        if self.config.state == "host":
+            return host_like(x, self.device).copy_(x)
+        return x.to(self.device, copy=True)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step `step` (from 0): linear warm-up, then constant or falling."""
@@ -84,25 +93,62 @@ class Optimizer:
             return norm
         clip = self.config.grad_clip
         scale = clip / norm if clip and norm > clip else 1.0
-        for group in self.adamw.param_groups:
-            group["lr"] = self.lr_at(step)
-        for master, x, p in zip(self.masters, self.pieces, self.params, strict=True):
-            if p.grad is None:
-                continue
-            if master is not p:
-                master.grad, p.grad = piece(p.grad).to(master.dtype), None
-            assert master.grad is not None
-            if scale != 1.0:
-                master.grad.mul_(scale)
-            if master is not x:
-                # one at a time: the gradients in fp32 never are in memory together
-                self.adamw.step()
-                master.grad = None
-                with torch.no_grad():
-                    x.copy_(master)
-        self.adamw.step()  # those that are their own masters
+        for number, p in enumerate(self.params):
+            if p.grad is not None and self.moments[number] is None:
+                zeros = torch.zeros_like(self.masters[number])
+                self.moments[number] = self._kept(zeros), self._kept(zeros)
+        updates = [*self._updates(scale, self.lr_at(step))]
+        if self.config.state == "host":
+            through_device(updates, self.device)
+        else:
+            for update in updates:
+                update.work(*update.tensors)
         self.zero_grad()
         return norm
+
+    def _updates(self, scale: float, lr: float) -> Iterator[Piece]:
+        """The state of parameters with a gradient in pieces, and the update of each."""
+        for number, p in enumerate(self.params):
+            if p.grad is None:
+                continue
+            master, moments = self.masters[number], self.moments[number]
+            assert moments is not None
+            self.counts[number] += 1
+            narrow = () if master is self.pieces[number] else (master,)
+            state = [x.view(-1) for x in (*moments, *narrow)]
+            for first in range(0, master.numel(), PIECE_NUMBERS):
+                part = slice(first, first + PIECE_NUMBERS)
+                work = partial(self._update, number, part, scale, lr)
+                yield Piece([x[part] for x in state], work)
+
+    def _update(
+        self,
+        number: int,
+        part: slice,
+        scale: float,
+        lr: float,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        master: Tensor | None = None,
+    ) -> None:
+        """AdamW of a piece of a parameter, with its state; the last piece drops the gradient."""
+        p, config = self.params[number], self.config
+        assert p.grad is not None
+        x = self.pieces[number].detach().view(-1)[part]
+        # one piece at a time: the gradients in fp32 never are in memory together
+        grad = piece(p.grad).reshape(-1)[part].to(exp_avg.dtype)
+        if scale != 1.0:
+            grad.mul_(scale)
+        adamw(
+            [x if master is None else master], [grad], [exp_avg], [exp_avg_sq], [],
+            [torch.full((), self.counts[number] - 1.0, device=self.device)], fused=True,
+            amsgrad=False, beta1=config.betas[0], beta2=config.betas[1], lr=lr,
+            weight_decay=config.weight_decay, eps=config.eps, maximize=False,
+        )  # fmt: skip
+        if master is not None:
+            x.copy_(master)
+        if part.stop >= self.pieces[number].numel():
+            p.grad = None
 
     def _norm(self, grads: list[torch.Tensor]) -> float:
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
@@ -110,51 +156,51 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for master, p in zip(self.masters, self.params, strict=True):
+        for p in self.params:
             p.grad = None
-            master.grad = None
 
-    def state_tensors(self) -> dict[str, torch.Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """The state as named tensors: masters of narrow parameters, both moments, step counts.
 
         Every process calls it; the pieces are put together one tensor at a time, for the first
         process, and the others get nothing.
         """
-        tensors: dict[str, torch.Tensor] = {}
-        columns = zip(self.names, self.masters, self.pieces, self.params, strict=True)
-        for name, master, x, p in columns:
-            state = dict(self.adamw.state.get(master, {}))
-            found = {"step": state.pop("step")} if state else {}
-            parts = state if master is x else {"master": master, **state}
-            for key, value in sorted(parts.items()):  # in one order on every process
-                whole = assemble(value, p)
+        tensors: dict[str, Tensor] = {}
+        for number, (name, p) in enumerate(zip(self.names, self.params, strict=True)):
+            parts, moments = {}, self.moments[number]
+            if moments is not None:
+                parts = dict(zip(MOMENTS, moments, strict=True))
+            if self.masters[number] is not self.pieces[number]:
+                parts["master"] = self.masters[number]
+            for key, part in parts.items():  # in one order on every process
+                whole = assemble(part, p)
                 if self.world.is_first:
-                    found[key] = whole
-            if self.world.is_first:
-                tensors.update({f"{key}.{name}": value for key, value in found.items()})
+                    tensors[f"{key}.{name}"] = whole
+            if self.world.is_first and moments is not None:
+                tensors[f"step.{name}"] = torch.tensor(float(self.counts[number]))
         return tensors
 
-    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state_tensors` gave; raises UsageError when it is another model's."""
         used = set()
-        columns = zip(self.names, self.masters, self.pieces, self.params, strict=True)
-        for name, master, x, p in columns:
-            state = {k: tensors[f"{k}.{name}"] for k in STATE if f"{k}.{name}" in tensors}
-            if state and (len(state) < len(STATE) or state["exp_avg"].shape != p.shape):
+        for number, (name, p) in enumerate(zip(self.names, self.params, strict=True)):
+            keys = [f"{key}.{name}" for key in (*MOMENTS, "step")]
+            found = {key: tensors[key] for key in keys if key in tensors}
+            if found and (len(found) < len(keys) or found[keys[0]].shape != p.shape):
                 raise UsageError(
                     f"the optimiser state of {name} does not fit the model's parameter"
                 )
-            used |= {f"{k}.{name}" for k in state}
-            if state:
-                self.adamw.state[master] = {
-                    k: v.clone() if k == "step" else piece_of(v, p).to(master.device, copy=True)
-                    for k, v in state.items()
-                }
-            if master is not x:
+            used |= {*found}
+            if found:
+                first, second, count = found.values()
+                self.moments[number] = (
+                    self._kept(piece_of(first, p)), self._kept(piece_of(second, p)),
+                )  # fmt: skip
+                self.counts[number] = int(count)
+            if self.masters[number] is not self.pieces[number]:
                 if f"master.{name}" not in tensors:
                     raise UsageError(f"the optimiser state has no master weights of {name}")
                 used.add(f"master.{name}")
-                with torch.no_grad():
-                    master.copy_(piece_of(tensors[f"master.{name}"], p))
+                self.masters[number].copy_(piece_of(tensors[f"master.{name}"], p))
         if extra := sorted(set(tensors) - used):
             raise UsageError(f"the optimiser state holds {extra[0]!r}, which the model has not")

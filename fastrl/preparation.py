@@ -44,6 +44,7 @@ def prepare(config: Config, processes: int = 1) -> Preparation:
     """
     check_numbers(config)
     device, dtype = placement(config)
+    check_host(config, on_gpu=device.type == "cuda")
     found = outline(config.model.name)
     tokenizer, valid_vocab = tokenizer_of(config, found)
     sets = prompt_sets(config, tokenizer, found.config.max_position)
@@ -55,6 +56,7 @@ def prepare(config: Config, processes: int = 1) -> Preparation:
         on_gpu=on_gpu,
         baseline=0 if on_gpu else process_bytes(),
         available=available_bytes(device, sharers=processes),
+        host=available_bytes(torch.device("cpu"), sharers=processes) if on_gpu else None,
         processes=processes,
     )
     plan = fit.check(config)
@@ -103,6 +105,22 @@ def placement(config: Config) -> tuple[torch.device, torch.dtype]:
             " plan for one with --dry-run"
         )
     return device, dtype_of(config, on_gpu=device.type == "cuda")
+
+
+def check_host(config: Config, *, on_gpu: bool) -> None:
+    """Raise UsageError for what cannot lie in a GPU's host memory."""
+    places = {"optim.state": config.optim.state, "train.reference": config.train.reference}
+    for key, value in places.items():
+        if value == "host" and not on_gpu:
+            raise UsageError(
+                f"{key} is 'host', which is the memory beside a GPU, and the run is on a CPU; leave"
+                " it at 'device'"
+            )
+    if config.train.reference == "host" and not config.train.keep_gathered:
+        raise UsageError(
+            "train.reference is 'host' and train.keep_gathered is false, which shares the reference"
+            " between the processes already; set one of them to its default"
+        )
 
 
 def dtype_of(config: Config, *, on_gpu: bool) -> torch.dtype:

@@ -30,6 +30,7 @@ from fastrl.losses import LossSpec
 from fastrl.memory_plan import MemoryPlan
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
+from fastrl.offload import Resting
 from fastrl.optim import Optimizer
 from fastrl.preparation import Preparation, prepare
 from fastrl.prompts import PromptStream
@@ -280,6 +281,7 @@ def assemble(
             epochs=config.train.epochs,
             share_prompts=config.train.share_prompts,
             world=world,
+            resting=Resting(reference) if config.train.reference == "host" else None,
             keep_gathered=keep_gathered,
         ),
         tokenizer=tokenizer,

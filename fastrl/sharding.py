@@ -125,6 +125,10 @@ def assemble(part: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     whole = DTensor.from_local(
-        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        part.to(like.device),
+        like.device_mesh,
+        like.placements,
+        shape=like.shape,
+        stride=like.stride(),
     )
     return whole.full_tensor().cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,12 @@ def score_share(
     policy = learner.policy if with_policy else None
     temperature = learner.objective.temperature
     idle = [] if learner.keep_gathered else idle_batches(learner, batches)
-    scores = score_responses(policy, learner.reference, batches, completions, temperature)
-    for batch in idle:
-        score(learner.reference, batch, temperature)
-        if policy is not None:
-            score(policy, batch, temperature)
+    with learner.resting.awake() if learner.resting else nullcontext():
+        scores = score_responses(policy, learner.reference, batches, completions, temperature)
+        for batch in idle:
+            score(learner.reference, batch, temperature)
+            if policy is not None:
+                score(policy, batch, temperature)
     return gather_scores(learner, scores)
 
 

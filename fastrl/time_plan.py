@@ -13,6 +13,7 @@ from fastrl.memory_plan import Workload, cache_bytes_a_token, num_parameters
 
 ATTAINED = 0.4  # of a GPU's rated figures
 UPDATE_BYTES = 40  # a parameter: masters and moments read and written, gradients and weights
+HOST_BYTES_PER_S = 25e9  # to and from a GPU at the same time: half of PCIe 5.0 with 16 lanes
 MATMUL_WIDTH, COPIED_NUMBERS, REPEATS = 1024, 1 << 24, 3
 
 
@@ -111,7 +112,8 @@ class TimePlan:
 ASSUMPTIONS = (
     "every response at its limit; 2 operations a parameter for a row sampled or scored (policy and"
     " reference), 6 for one trained, 8 with activations computed again; attention and the"
-    " communication of processes left out; a decode step reads the weights and the cache once"
+    " communication of processes left out; a decode step reads the weights and the cache once; what"
+    " lies in host memory passes at 25 GB/s"
 )
 
 
@@ -130,10 +132,13 @@ def plan_time(workload: Workload, rates: Rates) -> TimePlan:
         2 * parameters * running / rates.operations,
         (parameters * w.itemsize + cached) / rates.bytes,
     )
+    state = parameters / w.processes * (12 if w.itemsize == 2 else 8)
+    passing = state / HOST_BYTES_PER_S if w.host_state else 0.0
+    coming = parameters * w.itemsize / HOST_BYTES_PER_S if w.host_reference else 0.0
     return TimePlan(
         rates,
         sample=-(-here // running) * response * decode_step,
-        score=2 * 2 * parameters * rows / rates.operations,
+        score=coming + 2 * 2 * parameters * rows / rates.operations,
         train=(8 if w.checkpointed else 6) * parameters * rows / rates.operations,
-        update=UPDATE_BYTES * parameters / w.processes / rates.bytes,
+        update=max(passing, UPDATE_BYTES * parameters / w.processes / rates.bytes),
     )

@@ -22,6 +22,7 @@ from fastrl.distributed import ALONE, World
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
+from fastrl.offload import Resting
 from fastrl.optim import Optimizer
 from fastrl.sampler import PromptKey
 from fastrl.scoring import BatchScores, Scores, add_policy, response_rows
@@ -59,6 +60,7 @@ class Learner:
     epochs: int = 1  # passes over the groups of a step
     share_prompts: str = "auto"  # "auto", "on" or "off"
     world: World = ALONE  # that shares out a step's responses
+    resting: Resting | None = None  # the reference, where it lies in host memory between its uses
     keep_gathered: bool = True  # of a sharded policy, between sampling and the optimiser's step
 
 

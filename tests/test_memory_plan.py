@@ -52,8 +52,8 @@ def test_the_parts_that_are_known_to_the_byte():
     assert update["cache"] == (33 * 8 + 2) * 16 * 3 * 2 * 2 * 16 * 4
     narrow = plan_memory(replace(WORK, itemsize=2)).phases["update"]
     assert narrow["policy"] == narrow["gradients"] == 2 * PARAMETERS
-    # of the largest parameter alone a gradient in fp32, and the root of its second moment
-    assert narrow["temporary"] == 2 * 4 * 5000 * 64
+    # of the largest parameter alone a gradient in fp32
+    assert narrow["temporary"] == 4 * 5000 * 64
     assert narrow["fp32 masters"] == 4 * PARAMETERS and narrow["moments"] == 8 * PARAMETERS
 
 
@@ -94,6 +94,32 @@ def test_a_gpus_cache_takes_what_is_left_and_is_not_there_in_the_pass():
     assert "cache" not in plenty.phases["backward pass"]
     room = plenty.totals["sampling"] - 500_000
     assert plan_memory(work, available=room).totals["sampling"] == room
+
+
+def test_what_lies_in_host_memory_is_on_the_gpu_while_it_is_used():
+    gpu = replace(WORK, on_gpu=True, itemsize=2)
+    plain = plan_memory(gpu)
+    plan = plan_memory(replace(gpu, host_state=True, host_reference=True))
+    assert plain.host == 0 and plan.host == (4 + 8 + 2) * PARAMETERS
+    for name, parts in plan.phases.items():
+        assert ("reference" in parts) == (name == "scoring")
+        assert "moments" not in parts and "fp32 masters" not in parts
+    # two pieces of masters and moments; the largest parameter is one
+    assert plan.phases["update"]["state on its way"] == 2 * 3 * 4 * 5000 * 64
+    assert plan.peak_of_first_step == plan.peak and "GB of host memory" in str(plan)
+
+
+def test_a_gpu_that_is_too_small_is_told_of_host_memory():
+    config = parse_overrides(Config(), ["--model.dtype", "bfloat16"])
+    fit = Fit(SHAPES["Qwen3-4B"], 151936, 500, on_gpu=True, available=50 * 10**9)
+    with pytest.raises(UsageError, match="train.reference host and optim.state host it needs"):
+        fit.check(config)
+    words = ["--train.reference", "host", "--optim.state", "host"]
+    words += ["--train.checkpoint_activations", "on", "--train.max_tokens_per_batch", "4096"]
+    resting = parse_overrides(config, words)
+    assert fit.holds(fit.check(resting))
+    with pytest.raises(UsageError, match=r"needs 56\.\d+ GB of host memory"):
+        replace(fit, host=32 * 10**9).check(resting)
 
 
 def test_the_first_step_has_no_moments_before_its_update():
@@ -166,7 +192,7 @@ def test_what_is_proposed_fits(gigabytes):
 def test_what_no_setting_makes_fit_is_said_to_be_so():
     with pytest.raises(UsageError, match="no setting brings it below .*smaller model"):
         replace(FIT, available=10**9).check(Config())
-    gpu = Fit(SHAPES["Qwen3-4B"], 151936, 500, on_gpu=True, available=50 * 10**9)
+    gpu = Fit(SHAPES["Qwen3-4B"], 151936, 500, on_gpu=True, available=50 * 10**9, host=10**9)
     with pytest.raises(UsageError, match="between 4 processes, each with such a GPU"):
         gpu.check(Config())
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastrl import optim
 from fastrl.config import OptimConfig
 from fastrl.errors import UsageError
 from fastrl.optim import Optimizer
@@ -99,6 +100,34 @@ def test_the_state_comes_back_to_the_same_bits(dtype):
             set_grads(m, step)
             o.step(step)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("piece", [1 << 24, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_in_host_memory_gives_the_same_bits(dtype, piece, monkeypatch):
+    """Also where a checkpoint of one kind goes on as the other; in pieces that split parameters."""
+    monkeypatch.setattr(optim, "PIECE_NUMBERS", piece)
+    config = OptimConfig(schedule="constant", lr=1e-2, warmup_steps=0, grad_clip=0.5)
+    models = [model(dtype) for _ in range(3)]
+    kinds = ["device", "host", "device"]
+    optimizers = [
+        Optimizer(m, replace(config, state=kind)) for m, kind in zip(models, kinds, strict=True)
+    ]
+    for step in range(5):
+        if step == 3:
+            states = [{k: v.clone() for k, v in o.state_tensors().items()} for o in optimizers]
+            optimizers[1] = Optimizer(models[1], config)
+            optimizers[2] = Optimizer(models[2], replace(config, state="host"))
+            for optimizer, state in zip(optimizers[1:], states[:2], strict=True):
+                optimizer.load_state_tensors(state)
+        for m, optimizer in zip(models, optimizers, strict=True):
+            set_grads(m, step)
+            if step == 2:
+                next(m.parameters()).grad = None
+            optimizer.step(step)
+    for parameters in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(parameters[0], parameters[1])
+        assert torch.equal(parameters[0], parameters[2])
 
 
 def test_a_state_of_another_model_is_refused():
