@@ -15,7 +15,7 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow"
-	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow" -k triton $(wildcard tests/test_rows*.py) tests/test_paged_attention_triton.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow" -k triton $(wildcard tests/test_rows*.py tests/test_*_triton.py)
 
 soak: $(STAMP)
 	$(BIN)/pytest -q -m slow

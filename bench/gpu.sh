@@ -57,7 +57,7 @@ if [ "$part" = recipes ]; then
     exit "$failed"
 fi
 # shellcheck disable=SC2086
-step tests 170 tests.txt "$python" -m pytest -q -p no:cacheprovider $parallel tests/test_rows*.py tests/test_paged_attention_triton.py -k triton
+step tests 170 tests.txt "$python" -m pytest -q -p no:cacheprovider $parallel tests/test_rows*.py tests/test_*_triton.py -k triton
 if command -v compute-sanitizer >/dev/null; then
     step sanitizer 60 sanitizer.txt compute-sanitizer --tool memcheck --error-exitcode 9 \
         "$python" -m pytest -q -p no:cacheprovider tests/test_rows.py -k "triton and 1000"

@@ -271,14 +271,16 @@ class _Sizes:
         """Bytes that a layer keeps of a row.
 
         Inputs and outputs of norms; queries, keys and values; attention's output; gate and up and
-        their product. A GPU keeps queries, keys and values after the rotation too, and silu(gate).
+        their product. A GPU keeps queries and keys after the rotation too; the norms of heads in
+        C++ keep copies of what they are given, and attention what they give.
         """
         w, c = self.w, self.w.config
         numbers = 4 * c.hidden_size + self.heads + self.attended + 3 * c.intermediate_size
+        turned = self.heads - c.num_kv_heads * c.head_dim
         if w.on_gpu:
-            numbers += self.heads + c.intermediate_size
-        if c.qk_norm:  # C++ has copies of the queries and keys that it normalises
-            numbers += (1 if w.on_gpu else 2) * (self.heads - c.num_kv_heads * c.head_dim)
+            numbers += turned
+        elif c.qk_norm:
+            numbers += 2 * turned
         return numbers * w.itemsize
 
     @property

@@ -20,11 +20,14 @@ from fastrl.kernels import (  # noqa: E402
     online,
     paged_attention,
     policy_loss,
+    rms_norm,
+    rotary,
     row_extras,
     row_gradient,
     row_statistics,
     sample,
     scale,
+    swiglu,
 )
 
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -226,6 +229,65 @@ def test_attention_of_other_block_sizes(block_size, tmp_path):
     check(compile_attention(*kernel, 90, "bf16", (16, 2, 128), block_size), 90, tmp_path)
 
 
+# width, heads and head dimension, width of the feed-forward layer
+LAYERS = {
+    "Qwen2.5-3B": (2048, 16, 128, 11008),
+    "Llama-3.2-3B": (3072, 24, 128, 8192),
+    "Qwen3-4B": (2560, 32, 128, 9728),
+    "SmolLM2-135M": (576, 9, 64, 1536),
+    "embedded": (64, 4, 16, 192),
+}
+LAYER_KERNELS = {
+    "norm": rms_norm._forward,
+    "norm, backward": rms_norm._backward,
+    "head norm": rms_norm._forward,
+    "head norm, backward": rms_norm._backward,
+    "rotary": rotary._kernel,
+    "swiglu": swiglu._forward,
+    "swiglu, backward": swiglu._backward,
+}
+LAYER_DATA = {"x", "weight", "y", "dy", "dx", "out", "gate_up", "dout", "dgate_up"}
+
+
+def compile_layer_rows(name, arch, dtype, model):
+    hidden, heads, dim, inner = LAYERS[model]
+    if "norm" in name:
+        settings = rms_norm.launch_settings(dim if "head" in name else hidden)
+    elif name == "rotary":
+        settings = rotary.launch_settings(heads, dim // 2)
+    else:
+        settings = {"BLOCK": swiglu.BLOCK, "num_warps": 4}
+    warps = settings.pop("num_warps")
+    kernel, signature, attributes = LAYER_KERNELS[name], {}, {}
+    constants = settings if "head" in name or "norm" not in name else settings | {"heads": 1}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in LAYER_DATA:
+            signature[argument] = f"*{dtype}"
+        elif argument in {"cos", "sin", "scales", "partial"}:
+            signature[argument] = "*fp32"
+        else:
+            signature[argument] = "fp32" if argument in {"eps", "sign"} else "i32"
+        if signature[argument].startswith("*") or argument in {"stride", "width", "half"}:
+            attributes[i,] = [["tt.divisibility", 16 if dim > 16 else 8]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+
+
+@pytest.mark.parametrize(
+    "dtype, arch", [*itertools.product(["bf16"], SHARED_BYTES), ("fp32", 90), ("fp16", 90)]
+)
+@pytest.mark.parametrize("model", LAYERS)
+@pytest.mark.parametrize("name", LAYER_KERNELS)
+def test_rows_of_layers(name, model, dtype, arch, tmp_path):
+    compiled = compile_layer_rows(name, arch, dtype, model)
+    check(compiled, arch, tmp_path)
+    if model != "embedded":
+        wide = r"(ld|st)\.global\S*\.v[248]\.b(32|16)"
+        assert re.search(wide, compiled.asm["ptx"]), "a number at a time"
+
+
 CHOICES = {"CAPPED", "BLOCK", "LOSS", "CORRECTION", "FILTERED"}
 # what a model, its cache and the launch table settle once
 MODEL = {"DIM", "WIDTH", "GROUP", "BLOCK_SIZE", "SPLIT", "TILE"}
@@ -237,6 +299,9 @@ def test_10_nothing_that_varies_from_call_to_call_is_compiled_in():
         constants = {p.name for p in kernel.params if p.is_constexpr}
         assert constants <= CHOICES, kernel
         assert not constants & (COUNTS | NUMBERS | WORDS)
+    for kernel in LAYER_KERNELS.values():
+        assert {p.name for p in kernel.params if p.is_constexpr} <= {"ROWS", "HEADS", "BLOCK"}
+        assert all(p.do_not_specialize for p in kernel.params if p.name == "rows")
     for kernel, _ in ATTENTION.values():
         assert {p.name for p in kernel.params if p.is_constexpr} <= MODEL, kernel
         # a batch or a table of another width is no other kernel, whatever divides it

@@ -1,13 +1,16 @@
 """What a layer does to each row between its products, with gradients: RMSNorm, rotation, SwiGLU.
 
-In C++ on a CPU (`csrc/layer_rows.h`, fp32 and bf16): one read of the inputs and one write of the
-results, where torch's parts take five to ten; elsewhere, and in fp64, in torch.
+One read of the inputs and one write of the results, where torch's parts take five to ten: in C++ on
+a CPU (`csrc/layer_rows.h`, fp32 and bf16), in Triton on a GPU (`kernels/`, halves too); elsewhere,
+and in fp64, in torch.
 
 Legend: N: rows, D: width, H: heads, h: head dimension, F: width of the feed-forward layer.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +18,58 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    from fastrl import _C
-    from fastrl.ops.native import DTYPES, address
-except ImportError:  # torch computes everything; `fastrl doctor` says so
-    _C = None  # type: ignore[assignment]
+
+@dataclass(frozen=True)
+class LayerKernels:
+    """Functions that write their results into the memory they are given."""
+
+    norm: Any  # x, weight, scales, eps, y
+    norm_gradient: Any  # x, weight, scales, dy, dx, dweight
+    rotate: Any  # x, cos, sin, back, out
+    swiglu: Any  # gate_up, out
+    swiglu_gradient: Any  # gate_up, dout, dgate_up
+    takes_heads: bool  # the norm of heads [N, H, h] whose rows lie apart
 
 
-def _fits(x: Tensor, *others: Tensor) -> bool:
-    known = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
+@functools.cache
+def native_kernels() -> LayerKernels | None:
+    """Those in C++, where they are built; `fastrl doctor` says so."""
+    try:
+        from fastrl.ops import native_layer as n
+    except ImportError:
+        return None
+    return LayerKernels(n.norm, n.norm_gradient, n.rotate, n.swiglu, n.swiglu_gradient, False)
+
+
+@functools.cache
+def triton_kernels() -> LayerKernels | None:
+    """Those in Triton, where it is installed."""
+    try:
+        from fastrl.kernels import rms_norm as n
+        from fastrl.kernels import rotary as r
+        from fastrl.kernels import swiglu as s
+    except ImportError:
+        return None
+    return LayerKernels(n.norm, n.norm_gradient, r.rotate, s.swiglu, s.swiglu_gradient, True)
+
+
+def kernels_for(x: Tensor, *others: Tensor) -> LayerKernels | None:
+    """Who computes this; None: torch does."""
     plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, *others))
-    return _C is not None and known and plain and not torch.compiler.is_compiling()
+    if not plain or torch.compiler.is_compiling():
+        return None
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        return native_kernels()
+    if x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return triton_kernels()
+    return None
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, rounded once (Zhang and Sennrich 2019)."""
-    if _fits(x, weight_D) and weight_D.dtype == x.dtype:
-        result = _Norm.apply(x, weight_D, eps)
+    kernels = kernels_for(x, weight_D)
+    if kernels is not None and weight_D.dtype == x.dtype:
+        result = _Norm.apply(x, weight_D, eps, kernels)
         assert isinstance(result, Tensor)
         return result
     return F.rms_norm(x, weight_D.shape, weight_D, eps)
@@ -42,11 +80,10 @@ def rotate(x_NHh: Tensor, cos_Na: Tensor, sin_Na: Tensor) -> Tensor:
 
     Computed in the dtype of the angles, fp32 at least, and rounded once.
     """
-    wide = cos_Na.dtype
-    if _fits(x_NHh, cos_Na, sin_Na) and wide == torch.float32 and x_NHh.stride()[1:] == (
-        x_NHh.shape[2], 1,
-    ):  # fmt: skip
-        result = _Rotation.apply(x_NHh, cos_Na, sin_Na)
+    wide, kernels = cos_Na.dtype, kernels_for(x_NHh, cos_Na, sin_Na)
+    dense_heads = x_NHh.stride()[1:] == (x_NHh.shape[2], 1)
+    if kernels is not None and wide == torch.float32 and dense_heads:
+        result = _Rotation.apply(x_NHh, cos_Na, sin_Na, kernels)
         assert isinstance(result, Tensor)
         return result
     first, second = x_NHh.to(wide).chunk(2, dim=-1)
@@ -57,8 +94,9 @@ def rotate(x_NHh: Tensor, cos_Na: Tensor, sin_Na: Tensor) -> Tensor:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of [..., 2 F], gates first: [..., F] (Shazeer 2020)."""
-    if _fits(gate_up):
-        result = _Swiglu.apply(gate_up)
+    kernels = kernels_for(gate_up)
+    if kernels is not None:
+        result = _Swiglu.apply(gate_up, kernels)
         assert isinstance(result, Tensor)
         return result
     gate, up = gate_up.chunk(2, dim=-1)
@@ -67,78 +105,63 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        x, weight_D = x.contiguous(), weight_D.contiguous()
-        scales, out = torch.empty(x.shape[:-1], dtype=torch.float32), torch.empty_like(x)
-        ctx.save_for_backward(x, weight_D, scales)
-        ctx.eps = eps
-        _norm_rows(x, weight_D, scales, eps).forward(address(out), torch.get_num_threads())
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, kernels: LayerKernels) -> Tensor:
+        weight_D = weight_D.contiguous()
+        heads = kernels.takes_heads and x.dim() == 3 and x.stride()[1:] == (x.shape[2], 1)
+        x = x if heads else x.contiguous()
+        scales = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        rows = x if heads else x.view(-1, x.shape[-1])
+        ctx.save_for_backward(rows, weight_D, scales)
+        ctx.kernels = kernels
+        kernels.norm(rows, weight_D, scales, eps, out)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D, scales = ctx.saved_tensors
-        upstream = upstream.contiguous()
-        by_x, by_weight = torch.empty_like(x), torch.empty_like(weight_D)
-        _norm_rows(x, weight_D, scales, ctx.eps).backward(
-            address(upstream), address(by_x), address(by_weight), torch.get_num_threads()
-        )
-        return by_x, by_weight, None
-
-
-def _norm_rows(x: Tensor, weight_D: Tensor, scales: Tensor, eps: float) -> Any:
-    width = weight_D.numel()
-    return _C.NormRows(
-        DTYPES[x.dtype], address(x), address(weight_D), eps, x.numel() // width, width,
-        address(scales),
-    )  # fmt: skip
+        by_x = torch.empty(upstream.shape, dtype=x.dtype, device=x.device)
+        by_weight = torch.empty_like(weight_D)
+        ctx.kernels.norm_gradient(x, weight_D, scales, upstream.contiguous(), by_x, by_weight)
+        return by_x, by_weight, None, None
 
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NHh: Tensor, cos_Na: Tensor, sin_Na: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_NHh: Tensor, cos_Na: Tensor, sin_Na: Tensor, kernels: LayerKernels
+    ) -> Tensor:
         angles = cos_Na.contiguous(), sin_Na.contiguous()
         ctx.save_for_backward(*angles)
-        return _turn(x_NHh, *angles, back=False)
+        ctx.kernels = kernels
+        out_NHh = torch.empty(x_NHh.shape, dtype=x_NHh.dtype, device=x_NHh.device)
+        kernels.rotate(x_NHh, *angles, False, out_NHh)
+        return out_NHh
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return _turn(upstream.contiguous(), *ctx.saved_tensors, back=True), None, None
-
-
-def _turn(x_NHh: Tensor, cos_Na: Tensor, sin_Na: Tensor, *, back: bool) -> Tensor:
-    out_NHh = torch.empty(x_NHh.shape, dtype=x_NHh.dtype)
-    _C.rotate_rows(
-        DTYPES[x_NHh.dtype], address(x_NHh), x_NHh.stride(0), address(cos_Na), address(sin_Na),
-        *x_NHh.shape, back, address(out_NHh), torch.get_num_threads(),
-    )  # fmt: skip
-    return out_NHh
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        by_x_NHh = torch.empty(upstream.shape, dtype=upstream.dtype, device=upstream.device)
+        ctx.kernels.rotate(upstream.contiguous(), *ctx.saved_tensors, True, by_x_NHh)
+        return by_x_NHh, None, None, None
 
 
 class _Swiglu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, kernels: LayerKernels) -> Tensor:
         gate_up = gate_up.contiguous()
         ctx.save_for_backward(gate_up)
+        ctx.kernels = kernels
         width = gate_up.shape[-1] // 2
-        out = torch.empty(*gate_up.shape[:-1], width, dtype=gate_up.dtype)
-        _swiglu_rows(gate_up).forward(address(out), torch.get_num_threads())
+        out = torch.empty(*gate_up.shape[:-1], width, dtype=gate_up.dtype, device=gate_up.device)
+        kernels.swiglu(gate_up, out)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gate_up,) = ctx.saved_tensors
-        upstream, by_gate_up = upstream.contiguous(), torch.empty_like(gate_up)
-        _swiglu_rows(gate_up).backward(
-            address(upstream), address(by_gate_up), torch.get_num_threads()
-        )
-        return by_gate_up
-
-
-def _swiglu_rows(gate_up: Tensor) -> Any:
-    width = gate_up.shape[-1] // 2
-    rows = gate_up.numel() // (2 * width)
-    return _C.SwigluRows(DTYPES[gate_up.dtype], address(gate_up), rows, width)
+        by_gate_up = torch.empty_like(gate_up)
+        ctx.kernels.swiglu_gradient(gate_up, upstream.contiguous(), by_gate_up)
+        return by_gate_up, None
