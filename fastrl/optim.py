@@ -66,9 +66,15 @@ class Optimizer:
 
     def _kept(self, x: Tensor) -> Tensor:
         """A copy of `x` where the state lies."""
+        return self._memory(x).copy_(x)
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        return self._memory(like).zero_()
+
+    def _memory(self, like: Tensor) -> Tensor:
         if self.config.state == "host":
-            return host_like(x, self.device).copy_(x)
-        return x.to(self.device, copy=True)
+            return host_like(like, self.device)
+        return torch.empty(like.shape, dtype=like.dtype, device=self.device)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step `step` (from 0): linear warm-up, then constant or falling."""
@@ -93,13 +99,9 @@ class Optimizer:
             return norm
         clip = self.config.grad_clip
         scale = clip / norm if clip and norm > clip else 1.0
-        for number, p in enumerate(self.params):
-            if p.grad is not None and self.moments[number] is None:
-                zeros = torch.zeros_like(self.masters[number])
-                self.moments[number] = self._kept(zeros), self._kept(zeros)
-        updates = [*self._updates(scale, self.lr_at(step))]
+        updates = self._updates(scale, self.lr_at(step))
         if self.config.state == "host":
-            through_device(updates, self.device)
+            through_device([*updates], self.device)
         else:
             for update in updates:
                 update.work(*update.tensors)
@@ -111,8 +113,10 @@ class Optimizer:
         for number, p in enumerate(self.params):
             if p.grad is None:
                 continue
-            master, moments = self.masters[number], self.moments[number]
-            assert moments is not None
+            master = self.masters[number]
+            # made when their turn comes: the gradients of those before are gone then
+            moments = self.moments[number] or (self._zeros(master), self._zeros(master))
+            self.moments[number] = moments
             self.counts[number] += 1
             narrow = () if master is self.pieces[number] else (master,)
             state = [x.view(-1) for x in (*moments, *narrow)]
