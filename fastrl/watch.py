@@ -1,8 +1,9 @@
 """The end of a run of several processes when one of them fails or dies: one line, no hang.
 
-The first to fail leaves its reason in torchrun's store; a thread of every process looks there, and
-whether its neighbours on the machine are alive, so that none waits in a collective for ever. One
-process prints the reason, the first if it can.
+The first to fail leaves its reason in torchrun's store; a thread of every process looks there,
+whether its neighbours on the machine are alive, and whether those of other machines still count
+their heartbeats up, so that none waits in a collective for ever. One process prints the reason, the
+first if it can.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 PERIOD_S = 0.5  # between two looks
 PATIENCE_S = 3.0  # what broke a collective, and may not be the reason, waits for a better one
+# without a heartbeat a process of another machine is dead: no C call of a run holds Python's lock
+# for so long (numba's compiler does for seconds; safetensors and tokenizers let go of it)
+SILENCE_S = 20.0
 TURN_S = 5.0  # how long the first process has to speak before another does
 
 FAILED, USAGE = 1, 2  # exit codes
@@ -46,8 +50,18 @@ class Watch:
         # a connection of its own: a call that waits on another's holds it
         client = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
         self.store = dist.PrefixStore(f"fastrl/{attempt}", client)
+        self.beats = 0
+        self._beat()
         self.processes = world.gather([world.host, os.getpid()])
+        # of the ranks of other machines: the last heartbeat, and since when it is that by our clock
+        self.heard = {
+            rank: (b"", time.monotonic())
+            for rank, (host, _) in enumerate(self.processes)
+            if host != world.host
+        }
+        self.silence_s: dict[int, float] = {}  # of the same ranks, at our last look
         self._leaving = threading.Event()
+        self._left = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -66,8 +80,11 @@ class Watch:
             if error is None:
                 # torchrun ends the others when the first exits; the work is done, let them go
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                self._leaving.set()  # whoever has gone by now has done its work
+                self._leaving.set()
                 self.world.gather(None)
+                # whoever goes from now on has done its work
+                _tried(lambda: self.store.set("done", "yes"), None)
+                self._left.set()
         except RuntimeError as broken:
             error = broken
         if error is not None:
@@ -83,7 +100,11 @@ class Watch:
         # a collective that broke and a signal of torchrun's are what a death elsewhere looks like
         if isinstance(error, (RuntimeError, OSError, KeyboardInterrupt)):
             deadline = time.monotonic() + PATIENCE_S
-            while time.monotonic() < deadline:
+            # as long as another machine is silent, it may be the reason
+            while (
+                time.monotonic() < deadline
+                or max(self.silence_s.values(), default=0.0) > PATIENCE_S / 2
+            ):
                 self._end_if_known()
                 time.sleep(PERIOD_S / 5)
         if isinstance(error, KeyboardInterrupt):
@@ -93,24 +114,52 @@ class Watch:
         self._end(f"{self.world}: {reason}", FAILED)
 
     def _look(self) -> None:
-        while not self._leaving.wait(PERIOD_S):
+        while not self._left.wait(PERIOD_S):
+            _tried(self._beat, None)
             self._end_if_known()
+
+    def _beat(self) -> None:
+        self.beats += 1
+        self.store.set(f"beats/{self.world.rank}", str(self.beats))
+
+    def _listen(self) -> None:
+        """Ask the store, once, for the heartbeats of other machines' ranks."""
+        if not self.heard:
+            return
+        now = time.monotonic()  # before the question: what we wait for is not their silence
+        beats = self.store.multi_get([f"beats/{rank}" for rank in self.heard])
+        for (rank, (last, _)), beat in zip(list(self.heard.items()), beats, strict=True):
+            if beat != last:
+                self.heard[rank] = (beat, now)
+        self.silence_s = {rank: now - since for rank, (_, since) in self.heard.items()}
 
     def _end_if_known(self) -> None:
         """End this process if another has left its reason, or has died without one."""
         try:
             if self.store.check(["reason"]):
                 self._end("", FAILED)
+            self._listen()
+            dead = self._dead()
+            if dead and not self.store.check(["done"]):
+                self._end(dead, FAILED)  # it may have failed by itself, and said why
         except RuntimeError:  # the store died with the machine or the torchrun that held it
             if not self._leaving.is_set():
                 self._end(
                     f"{self.world}: torchrun's store is gone, and its machine with it", FAILED
                 )
+
+    def _dead(self) -> str:
+        """What to say of a process that is no more; "" while all are there."""
         for rank, (host, pid) in enumerate(self.processes):
-            if host == self.world.host and not self._leaving.is_set() and not _is_alive(pid):
-                # it may have failed by itself, and said why
-                name = World(rank, self.world.size, host=host)
-                self._end(f"{name}: its process {pid} was killed or crashed", FAILED)
+            name = World(rank, self.world.size, host=host)
+            if host == self.world.host and not _is_alive(pid):
+                return f"{name}: its process {pid} was killed or crashed"
+            if self.silence_s.get(rank, 0.0) > SILENCE_S:
+                return (
+                    f"{name}: nothing heard of it for {SILENCE_S:.0f} s; its process was killed or"
+                    " its machine is gone"
+                )
+        return ""
 
     def _end(self, text: str, code: int) -> NoReturn:
         """Leave `text` as the reason unless there is one, have it printed once, end."""

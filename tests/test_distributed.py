@@ -91,6 +91,25 @@ def train(processes, directory, *words, **settings):
     return torchrun(processes, *command, **settings)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def workers(process):
+    """The processes that a torchrun has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert path.exists()
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -173,11 +192,8 @@ def test_a_run_is_the_one_of_one_process(tmp_path, alone, processes):
 
 def test_two_machines_a_layer_at_a_time(tmp_path, alone):
     """Two torchruns here stand for them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     agent = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "fastrl",
-             "--rdzv-endpoint", f"localhost:{port}")  # fmt: skip
+             "--rdzv-endpoint", f"localhost:{free_port()}")  # fmt: skip
     words = ("--train.keep_gathered", "false")
     both = [train(1, tmp_path / "run", *words, agent=agent) for _ in range(2)]
     results = [ended(process) for process in both]
@@ -205,6 +221,36 @@ def test_a_killed_process_is_named_and_another_number_of_them_goes_on(tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--output-dir", str(whole), *SMALL, *words]) == 0
     assert_alike(run, whole)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
+def test_the_only_process_of_a_machine_is_named(tmp_path, number):
+    """Killed, or as if its machine were gone: nothing closes its connections."""
+    run, port = tmp_path / "run", free_port()
+    script = str(Path(__file__).with_name("named_node.py"))
+    words = ["train", "--output-dir", str(run), *SMALL, "--train.max_steps", "400"]
+    nodes = [
+        torchrun(1, sys.executable, script, f"node-{n}", *words, agent=(
+            "--nnodes", "2", "--node-rank", str(n),
+            "--master-addr", "localhost", "--master-port", str(port)))
+        for n in range(2)
+    ]  # fmt: skip
+    wait_for(run / "metrics.jsonl")
+    time.sleep(6)  # longer than they may be silent
+    (victim,) = workers(nodes[1])
+    os.kill(victim, number)
+    started = time.monotonic()
+    code, _, err = ended(nodes[0], 60)
+    assert code == 1 and time.monotonic() - started < 30
+    assert said(err) == [
+        "fastrl: rank 1 of 2 on node-1: nothing heard of it for 5 s; its process was killed or its"
+        " machine is gone"
+    ]
+    if number == signal.SIGSTOP:
+        os.kill(victim, signal.SIGKILL)
+    ended(nodes[1])
 
 
 @pytest.mark.parametrize(
@@ -252,11 +298,8 @@ def test_a_directory_in_use_is_refused(alone):
 def test_a_signal_to_one_stops_all_after_the_step(tmp_path):
     run = tmp_path / "run"
     process = train(2, run, "--train.max_steps", "400", "--checkpoint.every", "0")
-    deadline = time.monotonic() + 60
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGTERM)
+    wait_for(run / "metrics.jsonl")
+    os.kill(workers(process)[-1], signal.SIGTERM)
     code, out, err = ended(process, 60)
     assert code == 1 and set(exit_codes(err)) == {3}, err
     assert f"fastrl resume {run}" in out
