@@ -129,12 +129,6 @@ def dry_run(config: Config, assumed: Assumed) -> DryRun:
     check_numbers(config)
     if assumed.processes < 1:
         raise UsageError(f"--processes is {assumed.processes}; it must be at least 1")
-    if config.sampling.prompts_per_step % assumed.processes:
-        raise UsageError(
-            f"sampling.prompts_per_step is {config.sampling.prompts_per_step}, which"
-            f" {assumed.processes} processes cannot share evenly; the next that works is"
-            f" {-(-config.sampling.prompts_per_step // assumed.processes) * assumed.processes}"
-        )
     machine = _machine(config, assumed)
     check_host(config, on_gpu=machine.on_gpu)
     found = outline(config.model.name)

@@ -117,6 +117,8 @@ class Fit:
     def _workload(self, config: Config, checkpointed: bool) -> Workload:
         sampling, evaluation = config.sampling, config.eval
         sequences = sampling.prompts_per_step * sampling.responses_per_prompt
+        prompts = -(-sampling.prompts_per_step // self.processes)  # of the process with most
+        sampled = prompts * sampling.responses_per_prompt
         evaluated = max(evaluation.prompts, evaluation.test_prompts) * evaluation.samples
         narrow = config.model.dtype == "bfloat16" or self.on_gpu and config.model.dtype == "auto"
         return Workload(
@@ -126,7 +128,7 @@ class Fit:
             valid_vocab=self.valid_vocab,
             rows=config.train.max_tokens_per_batch,
             sequences=sequences,
-            running=min(MAX_RUNNING, max(-(-sequences // self.processes), evaluated)),
+            running=min(MAX_RUNNING, max(sampled, evaluated)),
             longest=self.longest_prompt + sampling.max_tokens,
             longest_prompt=self.longest_prompt,
             max_batch_tokens=sampling.max_batch_tokens,

@@ -104,7 +104,6 @@ def test_flags_of_a_dry_run_need_one(capsys):
         (["--memory", "80 apples"], "80GB or 79GiB"),
         (["--gpu", "abacus"], "h100-80gb"),
         (["--processes", "0"], "at least 1"),
-        (["--processes", "3"], "next that works is 66"),
         (["--data", "nonsense"], "there is no data"),
         (["--model", "no-such-model"], "there is no model"),
         (["--sampling.max-tokens", "0"], "at least 1"),
@@ -138,6 +137,13 @@ def test_a_gpu_is_assumed_where_there_is_none(nowhere):
     assert found.memory.workload.on_gpu and found.memory.workload.processes == 4
     assert found.available == 141 * 10**9 and found.device == "4 x h200 assumed"
     assert "989 T operations/s" in str(found)
+
+
+def test_prompts_that_do_not_divide_are_planned_for_who_has_most(nowhere):
+    """As training shares them: 64 prompts on 3 processes are 22, 21 and 21."""
+    config = parse_overrides(Config(), ["--eval.prompts", "0", "--eval.test-prompts", "0"])
+    found = dry_run(config, Assumed(processes=3))
+    assert found.memory.workload.running == 22 * config.sampling.responses_per_prompt
 
 
 def test_what_training_refuses_a_dry_run_refuses(capsys):
