@@ -30,6 +30,10 @@ SMALL = [
     "--eval.samples", "2", "--eval.every", "0", "--checkpoint.every", "1",
     "--optim.warmup_steps", "0",
 ]  # fmt: skip
+UPDATES = [
+    "--loss.loss", "clip", "--train.epochs", "2", "--train.minibatches", "4",
+    "--train.max_steps", "2",
+]  # fmt: skip
 REWARD = """
 import os, signal
 class Broken(BaseException): pass
@@ -188,6 +192,22 @@ def test_a_run_is_the_one_of_one_process(tmp_path, alone, processes):
     assert out.count("converges to") == 1 and f"{processes} processes" in out
     assert out.count("3 steps, ") == 1 and not said(err)
     assert_alike(tmp_path / "run", alone)
+
+
+@pytest.fixture(scope="module")
+def several_updates(tmp_path_factory):
+    run = tmp_path_factory.mktemp("updates") / "run"
+    assert main(["train", "--output-dir", str(run), *SMALL, *UPDATES]) == 0
+    return run
+
+
+@pytest.mark.parametrize("keep", [pytest.param("true", marks=pytest.mark.slow), "false"])
+def test_several_updates_a_step_are_those_of_one_process(tmp_path, several_updates, keep):
+    words = (*UPDATES, "--train.keep_gathered", keep)
+    code, _, err = ended(train(2, tmp_path / "run", *words))
+    assert code == 0, err
+    assert_alike(tmp_path / "run", several_updates, steps=2)
+    assert sum(m["clip_share"] for m in lines(several_updates / "metrics.jsonl")) > 0
 
 
 def test_two_machines_a_layer_at_a_time(tmp_path, alone):
