@@ -6,11 +6,12 @@ than there are processes.
 
 from __future__ import annotations
 
-import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
+from random_groups import random_groups
 from safetensors.torch import load_file, save_file
 
 from fastrl.config import Config, OptimConfig
@@ -30,7 +31,6 @@ from fastrl.train import (
     pack_responses,
     reward,
 )
-from fastrl.types import Completion, Prompt, Scored
 
 CASES = {
     "one micro-batch": {"budget": 8192},
@@ -43,24 +43,6 @@ CASES = {
     "few": {"few": True, "budget": 1},
     "few, a layer at a time": {"few": True, "budget": 1, "keep": False},
 }
-
-
-def given_groups(valid_vocab: int, few: bool) -> list[list[Scored]]:
-    """Groups of responses of very different lengths; one response has failed."""
-    draw = random.Random(0)
-    groups = []
-    for p in range(1 if few else 6):
-        ids = tuple(draw.randrange(valid_vocab) for _ in range(draw.randint(4, 20)))
-        prompt = Prompt(p, 0, (), ids, "")
-        group = []
-        for g in range(2 if few else 4):
-            length = draw.randint(1, 60)
-            tokens = tuple(draw.randrange(valid_vocab) for _ in range(length))
-            end = "error" if (p, g) == (2, 1) else "length"
-            completion = Completion(tokens, (-1.0,) * length, (0.0,) * length, end)
-            group.append(Scored(prompt, completion, "", None, draw.random()))
-        groups.append(group)
-    return groups
 
 
 def gradients(world: World) -> dict[str, torch.Tensor]:
@@ -87,7 +69,12 @@ def gradients(world: World) -> dict[str, torch.Tensor]:
                 share_prompts=case.get("share", "off"), world=world, keep_gathered=keep,
             )  # fmt: skip
             policy.checkpoint_activations = case.get("again", False)
-            groups = given_groups(policy.valid_vocab, case.get("few", False))
+            few = case.get("few", False)
+            groups = random_groups(policy, prompts=1 if few else 6, size=2 if few else 4)
+            if not few:
+                failed = groups[2][1]
+                end = replace(failed.completion, finish_reason="error")
+                groups[2][1] = replace(failed, completion=end)
             if case.get("order"):
                 groups = groups[::-1]
             responses = [s for group in groups for s in group]

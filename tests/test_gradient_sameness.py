@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from random_groups import random_groups
 
 from fastrl.batch import pays, saved_rows
 from fastrl.config import Config
@@ -14,7 +15,6 @@ from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
 from fastrl.scoring import score_responses
 from fastrl.train import TRAINED, Learner, backward, pack_responses
-from fastrl.types import Completion, Prompt, Scored
 
 PROMPTS, GROUP = 5, 4
 SPECS = {
@@ -25,21 +25,8 @@ SPECS = {
 
 
 def responses_of(model, seed=0):
-    """Groups of random tokens, of very different lengths."""
-    draw = random.Random(seed)
-
-    def tokens(count):
-        return tuple(draw.randrange(model.valid_vocab) for _ in range(count))
-
-    found = []
-    for number in range(PROMPTS):
-        prompt = Prompt(number, 0, (), tokens(draw.choice([1, 5, 30])), "")
-        for _ in range(GROUP):
-            ids = tokens(draw.choice([1, 2, 9, 40]))
-            logprobs = tuple(-5 * draw.random() for _ in ids)
-            completion = Completion(ids, logprobs, (0.0,) * len(ids), "stop")
-            found.append(Scored(prompt, completion, "", None, draw.random()))
-    return found
+    groups = random_groups(model, prompts=PROMPTS, size=GROUP, seed=seed)
+    return [s for group in groups for s in group]
 
 
 def gradient(model, spec, responses, groups, *, budget=1 << 20, share="off", checkpointed=False):
