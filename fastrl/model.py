@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastrl.errors import UsageError
 from fastrl.model_config import DecoderConfig, Llama3Scaling, rotary_frequencies
 from fastrl.ops.layer_rows import rms_norm, swiglu
 from fastrl.packed_attention import PackedAttention
+from fastrl.sharding import piece, piece_of
 
 __all__ = [
     "AttentionContext",
@@ -129,8 +130,10 @@ class Decoder(nn.Module):
             if config.tie_embeddings
             else _matrix(config.vocab_size, config.hidden_size, dtype, device)
         )
-        # no buffer: Module.to(bfloat16) would round it
-        self._frequencies = rotary_frequencies(config).to(device)
+        # no buffer: Module.to(bfloat16) would round it, and Module.to_empty forget it
+        self._frequencies = rotary_frequencies(config)
+        if device.type != "meta":
+            self._frequencies = self._frequencies.to(device)
 
     def forward(
         self, token_ids_N: Tensor, positions_N: Tensor, attention: AttentionContext
@@ -169,7 +172,8 @@ class Decoder(nn.Module):
         """This model with fresh weights: normal matrices, norms one, biases zero.
 
         The matrices that write into the residual stream are drawn narrower by sqrt(2 layers)
-        (Radford et al. 2019). The same seed gives the same weights on every device.
+        (Radford et al. 2019). The same seed gives the same weights on every device, and the same
+        pieces of them on any number of processes.
         """
         generator = torch.Generator().manual_seed(seed)
         narrow = std / math.sqrt(2 * self.config.num_layers)
@@ -177,9 +181,9 @@ class Decoder(nn.Module):
             if parameter.dim() == 2:
                 spread = narrow if name.endswith((".o.weight", ".down.weight")) else std
                 drawn = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
-                parameter.copy_(drawn)
+                piece(parameter).copy_(piece_of(drawn, parameter))
             else:
-                parameter.fill_(1.0 if "norm" in name else 0.0)
+                piece(parameter).fill_(1.0 if "norm" in name else 0.0)
         return self
 
 
@@ -187,16 +191,35 @@ def _matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -
     return nn.Parameter(torch.empty(rows, columns, dtype=dtype, device=device))
 
 
+def empty_model(
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    sharded: Callable[[Decoder], None] | None = None,
+) -> Decoder:
+    """A decoder whose parameters are not set. `sharded` leaves this process its pieces of them
+    (as `sharding.shard`) before they take any memory.
+    """
+    if sharded is None:
+        return Decoder(config, dtype=dtype, device=device)
+    model = Decoder(config, dtype=dtype, device="meta")
+    sharded(model)
+    return model.to_empty(device=device)
+
+
 def load_model(
     name_or_dir: str | Path,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    sharded: Callable[[Decoder], None] | None = None,
 ) -> Decoder:
     """The decoder of an embedded model, a Hugging Face directory or a hub id, ready to run.
 
     `device`: None takes the GPU where there is one. `dtype`: a floating dtype or its name; None
     is float32 on the CPU and bfloat16 on a GPU, "auto" is the one that config.json names.
+    `sharded`: as for `empty_model`; each process then reads the rows that it keeps.
     Raises UsageError as `resolve_model`, `DecoderConfig.from_hf`, `load_weights` and
     `load_tokenizer` do.
     """
@@ -207,7 +230,8 @@ def load_model(
     values = read_json(directory / "config.json")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = DecoderConfig.from_hf(values)
-    model = Decoder(config, dtype=_dtype(dtype, values, device), device=device)
+    kind = _dtype(dtype, values, device)
+    model = empty_model(config, dtype=kind, device=device, sharded=sharded)
     tokenizer = load_tokenizer(directory)
     model.valid_vocab = min(tokenizer.valid_vocab, config.vocab_size)
     model.eos_token_ids = tokenizer.eos_token_ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from fastrl.config import ModelConfig
 from fastrl.errors import UsageError
-from fastrl.model import Decoder
+from fastrl.model import Decoder, empty_model
 from fastrl.shapes import Outline
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.weights import save_weights, write_json
@@ -41,10 +42,20 @@ def find_tokenizer(outline: Outline) -> tuple[Tokenizer, int]:
 
 
 def random_model(
-    outline: Outline, seed: int, *, dtype: torch.dtype, device: torch.device | str
+    outline: Outline,
+    seed: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    sharded: Callable[[Decoder], None] | None = None,
 ) -> Decoder:
-    """The model of an outline with fresh weights, the same for the same seed on every device."""
-    model = Decoder(outline.config, dtype=dtype, device=device).init_weights(seed)
+    """The model of an outline with fresh weights, the same for the same seed on every device.
+
+    Without a seed they are not set. `sharded`: as for `empty_model`.
+    """
+    model = empty_model(outline.config, dtype=dtype, device=device, sharded=sharded)
+    if seed is not None:
+        model.init_weights(seed)
     tokenizer, model.valid_vocab = find_tokenizer(outline)
     model.eos_token_ids = tokenizer.eos_token_ids
     return model

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from fastrl.random_init import random_model, random_sha256, save_random_model
 from fastrl.rewards import Rewarder
 from fastrl.run_directory import RunDirectory
 from fastrl.sampler import Sampler, SamplingParams
-from fastrl.sharding import gathered, shard
+from fastrl.sharding import copy_weights, gathered, shard
 from fastrl.shares import pack_share, score_share
 from fastrl.tokenizer import Tokenizer
 from fastrl.train import Learner
@@ -209,18 +209,27 @@ def initial_sha256(config: Config, prepared: Preparation) -> str:
 
 
 def models(
-    config: Config, prepared: Preparation, checkpoint: Path | None
+    config: Config, prepared: Preparation, checkpoint: Path | None, world: World = ALONE
 ) -> tuple[Decoder, Decoder]:
-    """Policy and frozen reference; the policy's weights from `checkpoint`, if there is one."""
-    name, dtype, device = config.model.name, prepared.dtype, prepared.device
+    """Policy and frozen reference; the policy's weights from `checkpoint`, if there is one.
+
+    Of several processes each has its pieces only, but the whole reference where it is kept so.
+    """
+    keep_gathered, device = config.train.keep_gathered, prepared.device
+    pieces = partial(shard, keep_gathered=keep_gathered, device=device) if world.size > 1 else None
+    of_reference = None if keep_gathered else pieces
+    kind: dict[str, Any] = {"dtype": prepared.dtype, "device": device}
     if config.model.random_init:
-        reference = random_model(prepared.outline, config.train.seed, dtype=dtype, device=device)
-        policy = deepcopy(reference)
+        found, seed = prepared.outline, config.train.seed
+        reference = random_model(found, seed, **kind, sharded=of_reference)
+        policy = random_model(found, None, **kind, sharded=pieces)
         if checkpoint:
             load_weights(policy, checkpoint)
+        else:
+            copy_weights(reference, policy)
     else:
-        policy = load_model(checkpoint or name, dtype=dtype, device=device)
-        reference = load_model(name, dtype=dtype, device=device)
+        policy = load_model(checkpoint or config.model.name, **kind, sharded=pieces)
+        reference = load_model(config.model.name, **kind, sharded=of_reference)
     return policy, reference.requires_grad_(False)
 
 
@@ -242,7 +251,7 @@ def assemble(
     rewarder = Rewarder(config.reward, config.sampling.max_tokens)
     prepared = prepared or prepare(config, world.size)
     tokenizer, sets, sampling = prepared.tokenizer, dict(prepared.sets), config.sampling
-    policy, reference = models(config, prepared, checkpoint)
+    policy, reference = models(config, prepared, checkpoint, world)
     # alike on all processes: a layer computed again may be gathered again
     policy.checkpoint_activations = world.any(prepared.memory.workload.checkpointed)
     sampler = Sampler(
@@ -260,8 +269,6 @@ def assemble(
     if world.size > 1:
         kept = "whole during a step" if keep_gathered else "gathered a layer at a time"
         notes.append(f"{world.size} processes, parameters {kept}")
-        for model in (policy,) if keep_gathered else (policy, reference):
-            shard(model, keep_gathered=keep_gathered)
     return Run(
         config=config,
         directory=RunDirectory(Path()),

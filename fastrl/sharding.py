@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 # FSDP is imported where there is something to shard: half a second that one process does not need
 
 
-def shard(model: Decoder, *, keep_gathered: bool) -> None:
+def shard(model: Decoder, *, keep_gathered: bool, device: torch.device | str | None = None) -> None:
     """Leave this process its piece of every parameter. Every process.
 
+    `device`: of the processes, where the model is on "meta", without memory yet.
     `keep_gathered`: forward and backward leave the parameters whole and gradients unreduced, until
     `scatter`; otherwise a layer is gathered when it is computed, and its gradient reduced at once.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    device = model.embed.device
+    device = torch.device(device or model.embed.device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     narrow = model.embed.dtype.itemsize < 4
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if narrow else None)
@@ -106,13 +107,30 @@ def piece(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor.detach()).to_local() if _is_piece(tensor) else tensor
 
 
+def piece_rows(like: Tensor) -> range:
+    """The rows of the parameter `like` that this process has."""
+    if not _is_piece(like):
+        return range(len(like))
+    rows = like.to_local().shape[0]
+    first = -(-len(like) // like.device_mesh.size()) * like.device_mesh.get_local_rank()
+    first = min(first, len(like) - rows)
+    return range(first, first + rows)
+
+
 def piece_of(whole: Tensor, like: Tensor) -> Tensor:
     """The part of `whole` that corresponds to this process's of the parameter `like`."""
-    if not _is_piece(like):
-        return whole
-    rows = like.to_local().shape[0]
-    first = -(-like.shape[0] // like.device_mesh.size()) * like.device_mesh.get_local_rank()
-    return whole.narrow(0, min(first, len(whole) - rows), rows)
+    rows = piece_rows(like)
+    return whole[rows.start : rows.stop]
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Set the parameters of `target` to those of its twin `source`, which is whole or sharded too.
+
+    No process asks another.
+    """
+    for x, p in zip(source.parameters(), target.parameters(), strict=True):
+        piece(p).copy_(piece(x) if _is_piece(x) else piece_of(x, p))
 
 
 def assemble(part: Tensor, like: Tensor) -> Tensor:

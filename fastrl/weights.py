@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastrl.errors import UsageError
+from fastrl.sharding import piece, piece_of, piece_rows
 
 if TYPE_CHECKING:
     from fastrl.model import Decoder
@@ -43,11 +44,19 @@ def hf_tensors(model: Decoder, read: Callable[[nn.Parameter], Tensor] = _data) -
     Writing to a view writes to the model. `read` chooses what is viewed: the values (default),
     or anything of the same shape, such as the gradient. A tied head is not listed twice.
     """
+    return {
+        name: read(parameter)[rows.start : rows.stop]
+        for name, (parameter, rows) in _places(model).items()
+    }
+
+
+def _places(model: Decoder) -> dict[str, tuple[nn.Parameter, range]]:
+    """Hugging Face names to the parameters that hold the tensors, and in which rows."""
     config = model.config
     heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
     qkv_rows = [count * config.head_dim for count in heads]
     mlp_rows = [config.intermediate_size] * 2
-    tensors = {"model.embed_tokens.weight": read(model.embed)}
+    places = {"model.embed_tokens.weight": (model.embed, range(len(model.embed)))}
     for index, layer in enumerate(model.layers):
         names = {
             "qkv": (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], qkv_rows),
@@ -62,34 +71,35 @@ def hf_tensors(model: Decoder, read: Callable[[nn.Parameter], Tensor] = _data) -
         for name, parameter in layer.named_parameters():
             module, _, kind = name.rpartition(".")
             parts, rows = names[module]
-            values = read(parameter)
-            pieces = [values] if rows is None else values.split(rows)
-            for part, piece in zip(parts, pieces, strict=True):
-                tensors[f"model.layers.{index}.{part}.{kind}"] = piece
-    tensors["model.norm.weight"] = read(model.norm.weight)
+            end = 0
+            for part, count in zip(parts, rows or [len(parameter)], strict=True):
+                start, end = end, end + count
+                places[f"model.layers.{index}.{part}.{kind}"] = (parameter, range(start, end))
+    places["model.norm.weight"] = (model.norm.weight, range(len(model.norm.weight)))
     if model.head is not None:
-        tensors["lm_head.weight"] = read(model.head)
-    return tensors
+        places["lm_head.weight"] = (model.head, range(len(model.head)))
+    return places
 
 
 @torch.no_grad()
 def load_weights(model: Decoder, directory: str | Path) -> None:
     """Fill `model` from a directory's safetensors, one tensor at a time, cast to its dtype.
 
+    Of a sharded model each process reads the rows that it keeps.
     Raises UsageError where weights are missing, unexpected, misshapen, not floating point or
     unreadable, or stored as pickle only; the model is then unusable.
     """
     directory = Path(directory)
-    slots = hf_tensors(model)
-    missing = set(slots)
+    places = _places(model)
+    missing = set(places)
     unexpected = []
     tied = None
     for path in _weight_files(directory):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    if name in slots:
-                        _fill(slots[name], file, name, path)
+                    if name in places:
+                        _fill(*places[name], file, name, path)
                         missing.discard(name)
                     elif name == "lm_head.weight":
                         tied = file.get_tensor(name)
@@ -111,27 +121,32 @@ def load_weights(model: Decoder, directory: str | Path) -> None:
             else "give a complete model directory"
         )
         raise UsageError(f"{directory} lacks the weights {_some(sorted(missing))}: {hint}")
-    if tied is not None and not torch.equal(tied.to(model.embed), model.embed):
+    here = piece(model.embed)
+    if tied is not None and not torch.equal(piece_of(tied, model.embed).to(here), here):
         raise UsageError(
             f"{directory} stores an lm_head.weight that differs from model.embed_tokens.weight, "
             "while config.json ties the two: set tie_word_embeddings to false there"
         )
 
 
-def _fill(slot: Tensor, file: Any, name: str, path: Path) -> None:
-    piece = file.get_slice(name)
-    shape = tuple(piece.get_shape())
-    if shape != tuple(slot.shape):
+def _fill(parameter: nn.Parameter, rows: range, file: Any, name: str, path: Path) -> None:
+    stored = file.get_slice(name)
+    shape, expected = stored.get_shape(), [len(rows), *parameter.shape[1:]]
+    if shape != expected:
         raise UsageError(
             f"{name} in {path} has shape {list(shape)}, but config.json makes it "
-            f"{list(slot.shape)}: give the config.json that belongs to these weights"
+            f"{expected}: give the config.json that belongs to these weights"
         )
-    if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+    if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
         raise UsageError(
-            f"{name} in {path} is stored as {piece.get_dtype()}, but fastrl reads F64, F32, F16 "
+            f"{name} in {path} is stored as {stored.get_dtype()}, but fastrl reads F64, F32, F16 "
             "and BF16: use the unquantised model"
         )
-    slot.copy_(file.get_tensor(name))
+    here = piece_rows(parameter)
+    start, stop = max(rows.start, here.start), min(rows.stop, here.stop)
+    if start < stop:
+        found = file.get_tensor(name)[start - rows.start : stop - rows.start]
+        piece(parameter)[start - here.start : stop - here.start].copy_(found)
 
 
 def _some(names: list[str]) -> str:

@@ -185,6 +185,20 @@ def test_the_gradient_of_a_batch_is_that_of_one_process(tmp_path, gradient_alone
                     assert distance(found[f"{case}/{name}"], expected) <= 1e-5, (case, name)
 
 
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_process_reads_its_pieces_alone(tmp_path, tied):
+    """The weights are those of the plain load, and at no time was the model whole."""
+    from tiny_models import write_tiny_model
+
+    write_tiny_model(
+        *(tmp_path, "qwen3"), hidden_size=257, intermediate_size=1023, num_hidden_layers=20,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    script = Path(__file__).with_name("distributed_loading.py")
+    code, _, err = ended(torchrun(2, sys.executable, str(script), str(tmp_path)))
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_is_the_one_of_one_process(tmp_path, alone, processes):
     code, out, err = ended(train(processes, tmp_path / "run"))
