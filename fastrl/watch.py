@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -52,11 +53,17 @@ class Watch:
         self.store = dist.PrefixStore(f"fastrl/{attempt}", client)
         self.beats = 0
         self._beat()
-        self.processes = world.gather([world.host, os.getpid()])
+        self.processes = world.gather([world.host, os.getpid(), _is_ours(address)])
+        # ranks of another machine with the address of torchrun's store
+        self.holders = [
+            rank
+            for rank, (host, _, holds) in enumerate(self.processes)
+            if holds and host != world.host
+        ]
         # of the ranks of other machines: the last heartbeat, and since when it is that by our clock
         self.heard = {
             rank: (b"", time.monotonic())
-            for rank, (host, _) in enumerate(self.processes)
+            for rank, (host, *_) in enumerate(self.processes)
             if host != world.host
         }
         self.silence_s: dict[int, float] = {}  # of the same ranks, at our last look
@@ -144,14 +151,24 @@ class Watch:
                 self._end(dead, FAILED)  # it may have failed by itself, and said why
         except RuntimeError:  # the store died with the machine or the torchrun that held it
             if not self._leaving.is_set():
-                self._end(
-                    f"{self.world}: torchrun's store is gone, and its machine with it", FAILED
-                )
+                self._end(self._without_store(), FAILED)
+
+    def _without_store(self) -> str:
+        if not self.holders:
+            return f"{self.world}: torchrun's store is gone, and its machine with it"
+        rank = self.holders[0]
+        return (
+            f"{self._named(rank)}: gone with its torchrun, which held the store; its process was"
+            " killed or its machine is gone"
+        )
+
+    def _named(self, rank: int) -> World:
+        return World(rank, self.world.size, host=self.processes[rank][0])
 
     def _dead(self) -> str:
         """What to say of a process that is no more; "" while all are there."""
-        for rank, (host, pid) in enumerate(self.processes):
-            name = World(rank, self.world.size, host=host)
+        for rank, (host, pid, _) in enumerate(self.processes):
+            name = self._named(rank)
             if host == self.world.host and not _is_alive(pid):
                 return f"{name}: its process {pid} was killed or crashed"
             if self.silence_s.get(rank, 0.0) > SILENCE_S:
@@ -198,6 +215,15 @@ def _tried(call: Callable[[], T], otherwise: T) -> T:
         return call()
     except RuntimeError:
         return otherwise
+
+
+def _is_ours(address: str) -> bool:
+    """Whether an address is this machine's."""
+    try:
+        socket.create_server((address, 0)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_alive(pid: int) -> bool:

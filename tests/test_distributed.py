@@ -257,10 +257,21 @@ def test_a_killed_process_is_named_and_another_number_of_them_goes_on(tmp_path, 
     assert_alike(run, whole)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+SILENT = "nothing heard of it for 5 s; its process was killed or its machine is gone"
+WITH_STORE = (
+    "gone with its torchrun, which held the store; its process was killed or its machine is gone"
 )
-def test_the_only_process_of_a_machine_is_named(tmp_path, number):
+
+
+@pytest.mark.parametrize(
+    "node, number, sentence",
+    [
+        (1, signal.SIGKILL, SILENT),
+        pytest.param(1, signal.SIGSTOP, SILENT, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGKILL, WITH_STORE, marks=pytest.mark.slow),
+    ],
+)
+def test_the_only_process_of_a_machine_is_named(tmp_path, node, number, sentence):
     """Killed, or as if its machine were gone: nothing closes its connections."""
     run, port = tmp_path / "run", free_port()
     script = str(Path(__file__).with_name("named_node.py"))
@@ -273,18 +284,15 @@ def test_the_only_process_of_a_machine_is_named(tmp_path, number):
     ]  # fmt: skip
     wait_for(run / "metrics.jsonl")
     time.sleep(6)  # longer than they may be silent
-    (victim,) = workers(nodes[1])
+    (victim,) = workers(nodes[node])
     os.kill(victim, number)
     started = time.monotonic()
-    code, _, err = ended(nodes[0], 60)
+    code, _, err = ended(nodes[1 - node], 60)
     assert code == 1 and time.monotonic() - started < 30
-    assert said(err) == [
-        "fastrl: rank 1 of 2 on node-1: nothing heard of it for 5 s; its process was killed or its"
-        " machine is gone"
-    ]
+    assert said(err) == [f"fastrl: rank {node} of 2 on node-{node}: {sentence}"]
     if number == signal.SIGSTOP:
         os.kill(victim, signal.SIGKILL)
-    ended(nodes[1])
+    ended(nodes[node])
 
 
 @pytest.mark.parametrize(
