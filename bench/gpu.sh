@@ -35,7 +35,7 @@ parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8")
 step build 60 build.txt "$python" -m pip install --quiet --no-deps --no-build-isolation -e .
 if [ "$part" = sampler ]; then
     step sampler-tests 90 sampler_tests.txt "$python" -m pytest -q -p no:cacheprovider tests/test_sampler_gpu.py \
-        tests/test_sampler_memory.py "tests/test_paged_attention.py::test_functions_for_variable_lengths_agree_with_the_definition"
+        tests/test_early.py::test_on_a_gpu_graphs_are_captured_beside_it tests/test_sampler_memory.py "tests/test_paged_attention.py::test_functions_for_variable_lengths_agree_with_the_definition"
     step sampler 300 sampler.txt "$python" -m fastrl.cli bench sampler --repeats 1 --out "$out/sampler.json"
     step sampler-table 10 sampler.md "$python" bench/table.py "$out/sampler.json"
     exit "$failed"

@@ -29,6 +29,12 @@ def pays(sequences: Sequences, groups: Mapping[int, int]) -> bool:
     return saved > LEAST_SAVED * rows
 
 
+def packed_rows(sequences: Sequences, groups: Mapping[int, int], share_prompts: bool) -> int:
+    """Rows of sequences as one batch."""
+    saved, rows = saved_rows(sequences, groups)
+    return rows - saved if share_prompts else rows
+
+
 def split_by_tokens(
     sequences: Sequences, groups: Mapping[int, int], max_tokens: int, share_prompts: bool
 ) -> list[list[int]]:

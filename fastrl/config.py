@@ -185,6 +185,11 @@ class TrainConfig:
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto", "compute the prompt of a group once in training too; auto: where it pays"
     )
+    score_while_sampling: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "log-probs of whole groups while other responses are sampled, on one process; auto: on a"
+        " GPU",
+    )
     reference: Literal["device", "host"] = setting(
         "device",
         "where the reference lies between its uses; host: in the memory of a GPU's machine",

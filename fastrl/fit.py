@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from fastrl.config import Config, with_values
@@ -15,6 +16,18 @@ from fastrl.ops.dense import cpu_multiplies_bf16
 MAX_RUNNING = 256  # responses that the sampler holds at once
 FEWEST_ROWS = 256  # of a micro-batch: fewer would hardly take less, and are slow
 PROCESSES = (2, 4, 8)
+
+
+def why_not_early(config: Config) -> str:
+    """Why groups are not to be scored while others are sampled, and the way out; or ""."""
+    if config.train.reference == "host":
+        return "train.reference is 'host', away while responses are sampled; set it to 'device'"
+    if config.loss.drop_groups_without_signal:
+        return (
+            "loss.drop_groups_without_signal leaves out groups that would be scored by then; set"
+            " one of the two to its default"
+        )
+    return ""
 
 
 @dataclass(frozen=True)
@@ -31,10 +44,25 @@ class Fit:
     processes: int = 1
 
     def plan(self, config: Config) -> MemoryPlan:
-        """The plan of these settings; "auto" is off where the run fits so, else on."""
-        asked = config.train.checkpoint_activations
-        plan = self._plan(config, asked == "on")
-        return plan if asked != "auto" or self.holds(plan) else self._plan(config, True)
+        """The plan of these settings; "auto" is what costs least time where the run fits so."""
+        again = {"on": (True,), "off": (False,), "auto": (False, True)}
+        for early, checkpointed in product(
+            self._early(config), again[config.train.checkpoint_activations]
+        ):
+            plan = self._plan(config, checkpointed, early)
+            if self.holds(plan):
+                break
+        return plan
+
+    def _early(self, config: Config) -> tuple[bool, ...]:
+        """Whether groups are scored while others are sampled: what to try, in order."""
+        asked = config.train.score_while_sampling
+        if asked == "off" or self.processes > 1:  # those exchange all responses first
+            return (False,)
+        if asked == "on":
+            return (True,)
+        pays = self.on_gpu and not why_not_early(config)
+        return (True, False) if pays else (False,)
 
     def holds(self, plan: MemoryPlan) -> bool:
         """Whether a plan fits what is available."""
@@ -88,7 +116,7 @@ class Fit:
 
     def _ways(self, config: Config) -> Iterator[Mapping[str, Any]]:
         """Settings that need less: fewer rows first, then what costs more."""
-        longest = self._workload(config, True).longest
+        longest = self._workload(config, True, False).longest
         asked = config.train.max_tokens_per_batch
         fewer = (2**n for n in range((asked - 1).bit_length() - 1, 0, -1))
         rows = [asked, *(n for n in fewer if n >= FEWEST_ROWS)]
@@ -110,11 +138,11 @@ class Fit:
                     **extra,
                 }
 
-    def _plan(self, config: Config, checkpointed: bool) -> MemoryPlan:
-        workload = self._workload(config, checkpointed)
+    def _plan(self, config: Config, checkpointed: bool, early: bool) -> MemoryPlan:
+        workload = self._workload(config, checkpointed, early)
         return plan_memory(workload, self.baseline, self.available)
 
-    def _workload(self, config: Config, checkpointed: bool) -> Workload:
+    def _workload(self, config: Config, checkpointed: bool, early: bool) -> Workload:
         sampling, evaluation = config.sampling, config.eval
         sequences = sampling.prompts_per_step * sampling.responses_per_prompt
         prompts = -(-sampling.prompts_per_step // self.processes)  # of the process with most
@@ -139,5 +167,6 @@ class Fit:
             keep_gathered=config.train.keep_gathered,
             host_state=config.optim.state == "host",
             host_reference=config.train.reference == "host",
+            scores_early=early,
             multiplies_halves=self.on_gpu or cpu_multiplies_bf16(),
         )

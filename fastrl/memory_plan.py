@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fastrl.model import Decoder
 from fastrl.model_config import DecoderConfig
@@ -41,6 +42,7 @@ class Workload:
     keep_gathered: bool = True  # of several processes: each has whole parameters for a whole step
     host_state: bool = False  # AdamW's state lies in host memory
     host_reference: bool = False  # the reference too, between its uses
+    scores_early: bool = False  # whole groups are scored while others are sampled
     multiplies_halves: bool = True  # the head's products take a narrow parameter as it is
 
     @property
@@ -147,7 +149,13 @@ def gigabytes(size: float) -> str:
 
 def num_parameters(config: DecoderConfig) -> int:
     """Parameters of a decoder, a tied head counted once."""
-    return sum(p.numel() for p in Decoder(config, device="meta").parameters())
+    return sum(_numbers(config))
+
+
+@lru_cache  # a plan is made for many settings of one model
+def _numbers(config: DecoderConfig) -> tuple[int, ...]:
+    """Of each parameter."""
+    return tuple(p.numel() for p in Decoder(config, device="meta").parameters())
 
 
 def cache_bytes_a_token(workload: Workload) -> int:
@@ -171,6 +179,7 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
     host += size.reference * w.host_reference
     whole = {"policy": size.whole, **resting, **state}
     sampling = whole | {"forward": size.sampler_forward}
+    sampling |= {SCORE: size.scoring} if w.scores_early else {}
     cache = size.cache
     if w.on_gpu and available is not None:
         free = available - baseline - sum(sampling.values())
@@ -205,7 +214,7 @@ class _Sizes:
     def __init__(self, workload: Workload) -> None:
         w = self.w = workload
         c = w.config
-        parameters = [p.numel() for p in Decoder(c, device="meta").parameters()]
+        parameters = _numbers(c)
         count, shard = sum(parameters), -(-sum(parameters) // w.processes)
         several = w.processes > 1
         weights, piece = count * w.itemsize, shard * w.itemsize

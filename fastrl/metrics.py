@@ -96,7 +96,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "rows_saved": ("tokens", "prompt rows that the responses of a group shared in it"),
     "seconds_sample": ("s", "sampling"),
     "seconds_grade": ("s", "grading and reward functions"),
-    "seconds_reference": ("s", "scoring under the reference and the policy"),
+    "seconds_reference": (
+        "s",
+        "scoring under the reference and the policy; of groups scored while others were sampled"
+        " (train.score_while_sampling), what was left to wait for",
+    ),
     "seconds_train": ("s", "forward, backward and optimiser step"),
     "seconds_optimizer": ("s", "of seconds_train, the optimiser step"),
     "rollout_tokens_per_s": ("tokens/s", "generated tokens over seconds_sample"),

@@ -11,7 +11,7 @@ from fastrl.config import Config
 from fastrl.datasources import Example, load_examples, test_split
 from fastrl.device_memory import available_bytes, resident_bytes
 from fastrl.errors import UsageError
-from fastrl.fit import Fit
+from fastrl.fit import Fit, why_not_early
 from fastrl.losses import LossSpec
 from fastrl.memory_plan import MemoryPlan
 from fastrl.model import resolve_model
@@ -199,6 +199,8 @@ def check_numbers(config: Config) -> None:
             )
             raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
     _check_updates(config)
+    if train.score_while_sampling == "on" and (reason := why_not_early(config)):
+        raise UsageError(f"train.score_while_sampling is 'on', but {reason}")
 
 
 def _check_updates(config: Config) -> None:

@@ -27,7 +27,7 @@ from fastrl.evaluate import Evaluation, evaluate
 from fastrl.fit import MAX_RUNNING
 from fastrl.lint_golds import check_golds
 from fastrl.losses import LossSpec
-from fastrl.memory_plan import MemoryPlan
+from fastrl.memory_plan import SAMPLE, SCORE, MemoryPlan
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.offload import Resting
@@ -261,8 +261,16 @@ def assemble(
         num_blocks=sampling.num_blocks or None,
         max_batch_tokens=sampling.max_batch_tokens,
         max_running=MAX_RUNNING,
+        reserved_bytes=prepared.memory.phases[SAMPLE].get(SCORE, 0),
     )
     notes = [sampler.describe(), *prepared.notes]
+    if prepared.memory.workload.scores_early:
+        notes.append("whole groups are scored while other responses are sampled")
+    elif config.train.score_while_sampling == "on":
+        notes.append(
+            f"train.score_while_sampling is off: {world.size} processes exchange all responses"
+            " before they score them"
+        )
     if objective.uses_task_reward and "math" in config.reward.functions:
         notes += [f"train: {line}" for line in check_golds(sets["train"].examples)]
     keep_gathered = config.train.keep_gathered
@@ -290,6 +298,7 @@ def assemble(
             world=world,
             resting=Resting(reference) if config.train.reference == "host" else None,
             keep_gathered=keep_gathered,
+            score_while_sampling=prepared.memory.workload.scores_early,
         ),
         tokenizer=tokenizer,
         sampler=sampler,

@@ -5,7 +5,7 @@ Legend: R: responses of a step, N: packed rows, M: response rows of a packed bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,39 +86,51 @@ def score(
         )
 
 
+def score_batch(
+    policy: Policy | None,
+    reference: Policy,
+    batch: Batch,
+    completions: Sequence[Completion] | Mapping[int, Completion],
+    temperature: float,
+) -> BatchScores:
+    """The rows of a packed batch, whose `sequences` are indices into `completions`."""
+    chosen = [completions[i] for i in batch.sequences]
+    ref_M, _ = score(reference, batch, temperature)
+    logprobs_M, entropy_M = (None, None) if policy is None else score(policy, batch, temperature)
+    sampler = np.concatenate([np.subtract(c.logprobs, c.log_kept_mass) for c in chosen])
+    return BatchScores(
+        responses=np.array(batch.sequences),
+        lengths=np.array([len(c.token_ids) for c in chosen]),
+        ref_logprobs_M=ref_M,
+        logprobs_M=logprobs_M,
+        sampler_logprobs_M=torch.tensor(sampler, dtype=ref_M.dtype, device=ref_M.device),
+        entropy_M=entropy_M,
+    )
+
+
 def score_responses(
     policy: Policy | None,
     reference: Policy,
     batches: Sequence[Batch],
     completions: Sequence[Completion],
     temperature: float,
+    early: Sequence[tuple[Batch, BatchScores]] = (),
 ) -> Scores:
     """lp and lpi of every packed response; `Batch.sequences` are indices into `completions`.
 
-    Without a policy lpi is nan until `add_policy`. Raises FloatingPointError when a log-prob is
-    not finite.
+    Without a policy lpi is nan until `add_policy`. `early`: batches that were scored already.
+    Raises FloatingPointError when a log-prob is not finite.
     """
     lp_R, lpi_R = (np.full(len(completions), np.nan) for _ in range(2))
+    known = {batch.sequences: rows for batch, rows in early}
     scored = []
     for batch in batches:
-        index = np.array(batch.sequences)
-        chosen = [completions[i] for i in index]
-        ref_M, _ = score(reference, batch, temperature)
-        logprobs_M, entropy_M = (
-            (None, None) if policy is None else score(policy, batch, temperature)
-        )
-        sampler = np.concatenate([np.subtract(c.logprobs, c.log_kept_mass) for c in chosen])
-        rows = BatchScores(
-            responses=index,
-            lengths=np.array([len(c.token_ids) for c in chosen]),
-            ref_logprobs_M=ref_M,
-            logprobs_M=logprobs_M,
-            sampler_logprobs_M=torch.tensor(sampler, dtype=ref_M.dtype, device=ref_M.device),
-            entropy_M=entropy_M,
-        )
-        lp_R[index] = rows.sums(ref_M)
-        if logprobs_M is not None:
-            lpi_R[index] = rows.sums(logprobs_M)
+        rows = known.get(batch.sequences)
+        if rows is None:
+            rows = score_batch(policy, reference, batch, completions, temperature)
+        lp_R[rows.responses] = rows.sums(rows.ref_logprobs_M)
+        if rows.logprobs_M is not None:
+            lpi_R[rows.responses] = rows.sums(rows.logprobs_M)
         scored.append(rows)
     return Scores(scored, lp_R, lpi_R)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrl.balance import share_out
-from fastrl.batch import Sequences, pack
-from fastrl.scoring import Scores, score, score_responses
+from fastrl.batch import Sequences, pack, pays
+from fastrl.scoring import BatchScores, Scores, score, score_responses
 from fastrl.types import Batch, Completion
 
 if TYPE_CHECKING:
@@ -44,21 +44,30 @@ def pack_share(
     )
 
 
+def shares_prompts(asked: str, sequences: Sequences, groups: Mapping[int, int]) -> bool:
+    """Whether the sequences of a group share its prompt; `asked`: "on", "off" or "auto"."""
+    return pays(sequences, groups) if asked == "auto" else asked == "on"
+
+
 def score_share(
     learner: Learner,
     batches: Sequence[Batch],
     completions: Sequence[Completion],
     with_policy: bool = True,
+    early: Sequence[tuple[Batch, BatchScores]] = (),
 ) -> Scores:
     """The scores of every process's batches; rows of this one's.
 
+    `early`: batches that were scored already.
     Raises FloatingPointError as `score_responses`.
     """
     policy = learner.policy if with_policy else None
     temperature = learner.objective.temperature
     idle = [] if learner.keep_gathered else idle_batches(learner, batches)
     with learner.resting.awake() if learner.resting else nullcontext():
-        scores = score_responses(policy, learner.reference, batches, completions, temperature)
+        scores = score_responses(
+            policy, learner.reference, batches, completions, temperature, early
+        )
         for batch in idle:
             score(learner.reference, batch, temperature)
             if policy is not None:

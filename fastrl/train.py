@@ -17,8 +17,8 @@ import torch
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
 from fastrl.background import BackgroundGrader, Verdict
-from fastrl.batch import pays
 from fastrl.distributed import ALONE, World
+from fastrl.early import EarlyScorer, EarlyScores
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
@@ -27,7 +27,7 @@ from fastrl.optim import Optimizer
 from fastrl.sampler import PromptKey
 from fastrl.scoring import BatchScores, Scores, add_policy, response_rows
 from fastrl.sharding import gather, gathered, reduce_gradients, scatter
-from fastrl.shares import gather_scores, idle_batches, pack_share, score_share
+from fastrl.shares import gather_scores, idle_batches, pack_share, score_share, shares_prompts
 from fastrl.types import Batch, Completion, Policy, Prompt, Scored
 from fastrl.wire import exchange
 
@@ -62,6 +62,20 @@ class Learner:
     world: World = ALONE  # that shares out a step's responses
     resting: Resting | None = None  # the reference, where it lies in host memory between its uses
     keep_gathered: bool = True  # of a sharded policy, between sampling and the optimiser's step
+    score_while_sampling: bool = False  # groups that are whole; of one process
+
+    @property
+    def policy_scored_by_loss(self) -> bool:
+        """Whether the policy needs no scoring pass: the loss computes the log-probs of every row,
+        and nothing before it depends on them.
+        """
+        once = self.epochs * self.minibatches == 1 and self.spec.on_policy
+        all_rows = not (self.mask_truncated or self.drop_groups_without_signal)
+        return once and all_rows and not self.objective.uses_likelihood
+
+    def part_of(self, group: int, num_groups: int) -> int:
+        """Which optimiser step of a pass trains on a group."""
+        return group * self.minibatches // num_groups
 
 
 @dataclass(frozen=True)
@@ -83,10 +97,16 @@ class StepResult:
     seconds_optimizer: float  # of seconds_train
 
 
-def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) -> StepResult:
+def train_step(
+    learner: Learner,
+    groups: Sequence[Sequence[Scored]],
+    step: int,
+    scorer: EarlyScorer | None = None,
+) -> StepResult:
     """Train on P groups of G scored responses; `step` counts from 0.
 
     One optimiser step, or `epochs` times `minibatches` of them with ratios to the policy before.
+    `scorer`: what packed and scored some of the responses while they were sampled.
     Every process of a world calls it with all groups, and computes its share of them.
     Raises FloatingPointError, before any update, when a log-prob is not finite.
     """
@@ -95,10 +115,11 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
         gather(learner.policy)
     responses = [s for group in groups for s in group]
     roles_R = assign_roles(learner, groups)
-    parts = pack_responses(learner, responses, roles_R, len(groups[0]))
+    early = scorer.finish() if scorer else ()
+    parts = pack_responses(learner, responses, roles_R, len(groups[0]), early)
     batches = [batch for part in parts for batch in part]
-    late = scored_by_the_loss(learner, roles_R)
-    scores = score_share(learner, batches, [s.completion for s in responses], not late)
+    late = learner.policy_scored_by_loss
+    scores = score_share(learner, batches, [s.completion for s in responses], not late, early)
     scored_at = time.perf_counter()
     reward_R = reward(learner, responses, scores)
     advantage_R = advantage(learner, reward_R, roles_R, len(groups))
@@ -139,14 +160,6 @@ def train_step(learner: Learner, groups: Sequence[Sequence[Scored]], step: int) 
     )
 
 
-def scored_by_the_loss(learner: Learner, roles_R: Sequence[str]) -> bool:
-    """Whether the policy needs no scoring pass: the loss computes the log-probs of every row, and
-    nothing before it depends on them.
-    """
-    once = learner.epochs * learner.minibatches == 1 and learner.spec.on_policy
-    return once and not learner.objective.uses_likelihood and {*roles_R} <= {TRAINED, FAILED}
-
-
 def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[str]:
     """What becomes of each response.
 
@@ -158,33 +171,40 @@ def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[s
         equal = len({s.task_reward for s in group}) == 1
         role = FILTERED if learner.drop_groups_without_signal and equal else TRAINED
         for s in group:
-            broken = s.completion.finish_reason in ("cancelled", "error")
             unread = learner.objective.uses_task_reward and s.task_reward is None
             cut = learner.mask_truncated and s.completion.finish_reason == "length"
             rest = MASKED if cut and role == TRAINED else role
-            roles.append(FAILED if broken or unread else rest)
+            roles.append(rest if s.completion.is_complete and not unread else FAILED)
     return roles
 
 
 def pack_responses(
-    learner: Learner, responses: Sequence[Scored], roles_R: Sequence[str], group_size: int
+    learner: Learner,
+    responses: Sequence[Scored],
+    roles_R: Sequence[str],
+    group_size: int,
+    early: EarlyScores = (),
 ) -> list[list[Batch]]:
     """This process's share of the responses that did not fail, packed, a list an optimiser step.
 
-    `Batch.sequences` are indices into `responses`.
+    `Batch.sequences` are indices into `responses`. Batches of `early` stay as they are, but for
+    those with a response that failed since.
     """
-    kept = [i for i, role in enumerate(roles_R) if role != FAILED]
+    whole = [b for b, _ in early if all(roles_R[i] != FAILED for i in b.sequences)]
+    packed = {i for b in whole for i in b.sequences}
+    kept = [i for i, role in enumerate(roles_R) if role != FAILED and i not in packed]
     groups, count = {i: i // group_size for i in kept}, len(responses) // group_size
     parts = []
     for part in range(learner.minibatches):
         sequences = {
             i: (responses[i].prompt.token_ids, responses[i].completion.token_ids)
             for i in kept
-            if groups[i] * learner.minibatches // count == part
+            if learner.part_of(groups[i], count) == part
         }
-        share = learner.share_prompts
-        share_prompts = pays(sequences, groups) if share == "auto" else share == "on"
-        parts.append(pack_share(learner, sequences, groups, share_prompts=share_prompts))
+        share_prompts = shares_prompts(learner.share_prompts, sequences, groups)
+        first = [b for b in whole if learner.part_of(b.groups[0], count) == part]
+        rest = pack_share(learner, sequences, groups, share_prompts=share_prompts)
+        parts.append([*first, *rest])
     return parts
 
 
@@ -290,33 +310,12 @@ def train(run: Run, display: Display) -> None:
 
 def take_step(run: Run, display: Display) -> dict[str, Any]:
     """The run's next step, whole; its line of metrics.jsonl, which is written with the rest."""
-    config, world, step = run.config, run.learner.world, run.step
-    started = time.perf_counter()
-    drawn = run.prompts.next(config.sampling.prompts_per_step)
-    prompts = world.share(drawn)
-    with BackgroundGrader(
-        run.tokenizer,
-        [p.answer for p in prompts],
-        config.reward.mode,
-        on_event=display.count("sample", len(prompts) * run.sampling.n),
-    ) as grader:
-        with gathered(run.learner.policy, keep=config.train.keep_gathered):
-            groups = run.sampler.generate(
-                [p.token_ids for p in prompts],
-                run.sampling,
-                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
-                step=step,
-                on_event=grader.add,
-            )
-            run.sampler.release()
-        sampled = time.perf_counter()
-        display.phase("grade")
-        verdicts = grader.finish(groups)
-    scored = everyones(world, drawn, score_groups(run, prompts, groups, verdicts))
-    sampled = started + max(world.gather(sampled - started))
-    graded = time.perf_counter()
-    display.phase("train")
-    result = train_step(run.learner, scored, step)
+    step = run.step
+    with EarlyScorer(run.learner, run.sampling.n) as scorer:
+        drawn = run.prompts.next(run.config.sampling.prompts_per_step)
+        scored, seconds_sample, seconds_grade = sample(run, display, drawn, scorer)
+        display.phase("train")
+        result = train_step(run.learner, scored, step, scorer)
     if not math.isfinite(result.grad_norm):
         display.say(f"step {step + 1}: the gradient is not finite, so nothing was updated")
     run.step = step + 1
@@ -325,14 +324,44 @@ def take_step(run: Run, display: Display) -> dict[str, Any]:
         run.objective,
         scored,
         result,
-        seconds_sample=sampled - started,
-        seconds_grade=graded - sampled,
-        world=world,
+        seconds_sample=seconds_sample,
+        seconds_grade=seconds_grade,
+        world=run.learner.world,
     )
     run.tokens_sampled += metrics["tokens_sampled"]
     run.directory.add_completions(run.step, scored, result)
     run.directory.add_metrics(metrics)
     return metrics
+
+
+def sample(
+    run: Run, display: Display, drawn: Sequence[Prompt], scorer: EarlyScorer
+) -> tuple[list[list[Scored]], float, float]:
+    """A group of scored responses to each prompt, of every process; seconds to sample and grade."""
+    world, started = run.learner.world, time.perf_counter()
+    prompts = world.share(drawn)
+    show = display.count("sample", len(prompts) * run.sampling.n)
+    with BackgroundGrader(
+        run.tokenizer,
+        [p.answer for p in prompts],
+        run.config.reward.mode,
+        on_event=scorer.watch(prompts, show),
+    ) as grader:
+        with gathered(run.learner.policy, keep=run.config.train.keep_gathered):
+            groups = run.sampler.generate(
+                [p.token_ids for p in prompts],
+                run.sampling,
+                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
+                step=run.step,
+                on_event=grader.add,
+            )
+            run.sampler.release()
+        sampled = time.perf_counter()
+        display.phase("grade")
+        verdicts = grader.finish(groups)
+    scored = everyones(world, drawn, score_groups(run, prompts, groups, verdicts))
+    sampled = started + max(world.gather(sampled - started))
+    return scored, sampled - started, time.perf_counter() - sampled
 
 
 def is_due(every: int, step: int) -> bool:

@@ -59,6 +59,11 @@ class Completion:
     finish_reason: str  # "stop", "length", "cancelled" or "error"
     stop_reason: int | str | None = None  # the stop token or string; None for an end token
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was sampled to its end or its limit: not cancelled, and no error."""
+        return self.finish_reason in ("stop", "length")
+
 
 @dataclass(frozen=True)
 class Scored:

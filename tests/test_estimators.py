@@ -21,7 +21,6 @@ from fastrl.train import (
     TRAINED,
     Learner,
     assign_roles,
-    scored_by_the_loss,
     train_step,
 )
 
@@ -170,7 +169,7 @@ def test_a_verifiers_reward_needs_no_scoring_pass_of_the_policy(monkeypatch):
             lambda m, batch, calls=calls: calls.append(m) or response_rows(m, batch),
         )
         if not skipped:
-            monkeypatch.setattr("fastrl.train.scored_by_the_loss", lambda *_: False)
+            monkeypatch.setattr(Learner, "policy_scored_by_loss", False)
         result = train_step(learner, grouped(responses_of(model)), 0)
         assert calls == ([learner.reference] if skipped else [learner.reference, model])
         found.append((result, [p.detach().clone() for p in model.parameters()]))
@@ -187,10 +186,10 @@ def test_a_verifiers_reward_needs_no_scoring_pass_of_the_policy(monkeypatch):
 def test_where_something_depends_on_the_policys_score_it_comes_first():
     model = load_model("embedded")
     learner = learner_of(model)
-    assert scored_by_the_loss(learner, [TRAINED])
-    assert not scored_by_the_loss(learner, [TRAINED, MASKED])
-    assert not scored_by_the_loss(replace(learner, epochs=2), [TRAINED])
+    assert learner.policy_scored_by_loss
+    assert not replace(learner, mask_truncated=True).policy_scored_by_loss
+    assert not replace(learner, epochs=2).policy_scored_by_loss
     sharpen = check_contradictions(Config())
-    assert not scored_by_the_loss(replace(learner, objective=sharpen), [TRAINED])
+    assert not replace(learner, objective=sharpen).policy_scored_by_loss
     off_policy = replace(CLIP, on_policy=False)
-    assert not scored_by_the_loss(replace(learner, spec=off_policy), [TRAINED])
+    assert not replace(learner, spec=off_policy).policy_scored_by_loss

@@ -79,8 +79,10 @@ class DecodeSteps:
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.uses: Counter[tuple] = Counter()
         self.addresses = _addresses(model)
-        # one for all captures: libraries keep a workspace for every stream
-        self.stream = torch.cuda.Stream(self.device) if self.captures else None
+        # one for all captures: libraries keep a workspace for every stream. Of a priority that
+        # its graphs keep: they go before what another thread computes meanwhile, on a stream that
+        # is never this one
+        self.stream = torch.cuda.Stream(self.device, priority=-1) if self.captures else None
         self.pool: Any = None
         self.hosts: list[Tensor] = []
 
@@ -207,7 +209,10 @@ class DecodeSteps:
             if self.pool is None:
                 self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            # another thread may allocate meanwhile
+            with torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
                 results_3R = self._step(which[0])
             self.graphs[which] = graph, results_3R
             self.seconds_capture += time.perf_counter() - started

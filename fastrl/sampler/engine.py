@@ -41,7 +41,8 @@ class Sampler:
     `eos_token_ids`: tokens that end a response, by default the model's; `tokenizer`: needed for
     stop strings only.
     `num_blocks`: the pool's size; None takes what the call needs without preemption.
-    `max_batch_tokens`: rows of one forward; `max_running`: sequences in the pool at once.
+    `max_batch_tokens`: rows of one forward; `max_running`: sequences in the pool at once;
+    `reserved_bytes`: of a GPU, what others take meanwhile.
     `poison_free_blocks` fills blocks that nobody owns with NaN, for tests.
     """
 
@@ -55,6 +56,7 @@ class Sampler:
         num_blocks: int | None = None,
         max_batch_tokens: int = 2048,
         max_running: int = 256,
+        reserved_bytes: int = 0,
         poison_free_blocks: bool = False,
     ) -> None:
         for name, value in (
@@ -76,7 +78,7 @@ class Sampler:
         self.poison = poison_free_blocks
         self.stats = SamplerStats()
         self._steps: DecodeSteps | None = None  # with the cache
-        self._room = memory.Room(model, block_size, max_batch_tokens)
+        self._room = memory.Room(model, block_size, max_batch_tokens, reserved_bytes)
 
     def generate(
         self,

@@ -29,9 +29,12 @@ def blocks_that_fit(free_bytes: int, peak_bytes: int, bytes_a_block: int) -> int
 class Room:
     """The blocks of cache of one sampler: what a call needs, or on a GPU what there is room for."""
 
-    def __init__(self, model: Decoder, block_size: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self, model: Decoder, block_size: int, max_batch_tokens: int, reserved_bytes: int = 0
+    ) -> None:
+        """`reserved_bytes`: what others take while it samples."""
         self.model, self.block_size = model, block_size
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens, self.reserved_bytes = max_batch_tokens, reserved_bytes
         self._peaks: dict[tuple[int, int], int] = {}  # bytes, by what was measured
         self._granted: int | None = None  # the last time, fewer than needed
 
@@ -55,7 +58,8 @@ class Room:
             torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         size = self.block_size
-        fit = blocks_that_fit(free, self._peaks[least, max_rows], block_bytes(self.model, size))
+        taken = self._peaks[least, max_rows] + self.reserved_bytes
+        fit = blocks_that_fit(free, taken, block_bytes(self.model, size))
         if fit < least:
             raise UsageError(
                 f"the GPU has room for {fit * size} tokens of cache beside the model, and the"
