@@ -101,6 +101,11 @@ class RewardConfig:
 class SamplingConfig:
     prompts_per_step: int = setting(64, "prompts of a step")
     responses_per_prompt: int = setting(4, "responses a prompt (the group)")
+    max_rounds: int = setting(
+        1,
+        "with loss.drop_groups_without_signal: how often prompts_per_step others are sampled in a"
+        " step, until so many groups have signal (dynamic sampling); more are left out too",
+    )
     max_tokens: int = setting(64, "longest response, in tokens")
     max_total_tokens: int = setting(
         0, "longest prompt and response together; 0: the model's context"

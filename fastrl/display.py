@@ -111,7 +111,7 @@ def step_figures(metrics: Mapping[str, Any]) -> str:
     """The figures of a step in one short line."""
     seconds = sum(v for k, v in metrics.items() if k.startswith("seconds_"))
     return (
-        f"accuracy {share(metrics['task_accuracy'])}  KL {metrics['kl']:.2f}  "
+        f"accuracy {share(metrics['task_accuracy'])}  KL {nats(metrics['kl'])}  "
         f"length {metrics['length_mean']:.1f}  "
         f"{metrics['tokens_sampled'] / seconds:,.0f} tokens/s  {seconds:.2f} s/step"
     )
@@ -120,6 +120,11 @@ def step_figures(metrics: Mapping[str, Any]) -> str:
 def share(value: float | None) -> str:
     """A share as a percentage; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def nats(value: float | None) -> str:
+    """A divergence in two decimals; a dash where there is none."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def interval(summary: Mapping[str, Any]) -> str:

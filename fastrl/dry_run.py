@@ -153,7 +153,7 @@ def dry_run(config: Config, assumed: Assumed) -> DryRun:
         processes=assumed.processes,
     )
     plan = fit.plan(config)
-    work = plan.workload
+    work, rounds = plan.workload, config.sampling.max_rounds
     return DryRun(
         config=config,
         objective=objective,
@@ -164,13 +164,13 @@ def dry_run(config: Config, assumed: Assumed) -> DryRun:
         available=machine.available,
         refusal="" if fit.holds(plan) else fit.way_out(config),
         tokens={
-            "prompts": config.sampling.prompts_per_step,
-            "responses": work.sequences,
-            "sampled": work.sequences * config.sampling.max_tokens,
+            "prompts": config.sampling.prompts_per_step * rounds,
+            "responses": work.sequences * rounds,
+            "sampled": work.sequences * config.sampling.max_tokens * rounds,
             "rows": work.sequences * (work.longest - 1),
             "micro_batch_rows": work.micro_batch_rows,
         },
-        time=plan_time(work, machine.rates()),
+        time=plan_time(work, machine.rates(), rounds),
     )
 
 

@@ -15,6 +15,7 @@ from fastrl.objectives import Objective
 from fastrl.types import Scored
 
 if TYPE_CHECKING:
+    from fastrl.rollouts import Rollouts
     from fastrl.train import StepResult
 
 METRICS: dict[str, tuple[str, str]] = {
@@ -30,7 +31,11 @@ METRICS: dict[str, tuple[str, str]] = {
         "standard deviation of R inside a group, mean over groups; falls to 0 at the optimum",
     ),
     "task_reward_mean": ("reward", "mean of the task reward r"),
-    "ref_logprob_sum": ("nats", "lp: mean log-likelihood of a response under the frozen reference"),
+    "ref_logprob_sum": (
+        "nats",
+        "lp: mean log-likelihood of a response under the frozen reference; this, and all below that"
+        " is made of log-probs, without filtered and failed responses",
+    ),
     "policy_logprob_sum": (
         "nats",
         "lpi: mean log-likelihood of a response under the policy before the step",
@@ -90,8 +95,14 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "tokens_trained": ("tokens", "in the loss, those with advantage 0 included"),
     "tokens_masked": ("tokens", "sampled, but outside the loss"),
-    "tokens_filtered": ("tokens", "of groups dropped for lack of signal"),
+    "tokens_filtered": (
+        "tokens",
+        "of groups dropped for lack of signal, or since a step had enough of them",
+    ),
     "tokens_failed": ("tokens", "of responses cancelled, failed, or whose gold cannot be read"),
+    "prompts_drawn": ("count", "prompts of the step, of all rounds of sampling"),
+    "sampling_rounds": ("count", "rounds of sampling, up to sampling.max_rounds"),
+    "groups_trained": ("count", "groups with a response in the loss"),
     "rows_trained": ("tokens", "packed rows of the training pass, prompts included"),
     "rows_saved": ("tokens", "prompt rows that the responses of a group shared in it"),
     "seconds_sample": ("s", "sampling"),
@@ -122,11 +133,8 @@ def help_text() -> str:
 def step_metrics(
     step: int,
     objective: Objective,
-    groups: Sequence[Sequence[Scored]],
+    rollouts: Rollouts,
     result: StepResult,
-    *,
-    seconds_sample: float,
-    seconds_grade: float,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """The line of metrics.jsonl for step number `step`, counted from 1, of every process.
@@ -134,11 +142,14 @@ def step_metrics(
     A value that cannot be computed (no golds, no variance) is None. Raises RuntimeError when the
     ledger does not balance.
     """
+    groups = rollouts.groups
     responses = [s for group in groups for s in group]
     size = len(groups[0])
+    starts = range(0, len(responses), size)
     lengths = np.array([len(s.completion.token_ids) for s in responses])
     ends = [s.completion.finish_reason for s in responses]
-    seconds = seconds_sample + seconds_grade + result.seconds_reference + result.seconds_train
+    seconds = rollouts.seconds_sample + rollouts.seconds_grade
+    seconds += result.seconds_reference + result.seconds_train
     ledger = token_ledger(lengths, result.roles_R)
     metrics: dict[str, Any] = {
         "step": step,
@@ -156,14 +167,17 @@ def step_metrics(
         "lr": result.lr,
         "loss": result.loss,
         **ledger,
+        "prompts_drawn": len(groups),
+        "sampling_rounds": rollouts.rounds,
+        "groups_trained": sum("trained" in result.roles_R[i : i + size] for i in starts),
         "rows_trained": result.rows,
         "rows_saved": result.rows_saved,
-        "seconds_sample": seconds_sample,
-        "seconds_grade": seconds_grade,
+        "seconds_sample": rollouts.seconds_sample,
+        "seconds_grade": rollouts.seconds_grade,
         "seconds_reference": result.seconds_reference,
         "seconds_train": result.seconds_train,
         "seconds_optimizer": result.seconds_optimizer,
-        "rollout_tokens_per_s": lengths.sum() / seconds_sample,
+        "rollout_tokens_per_s": lengths.sum() / rollouts.seconds_sample,
         "train_tokens_per_s": result.rows / result.seconds_train,
         "effective_tokens_per_s": ledger["tokens_trained"] / seconds,
         "peak_memory_bytes": peak_memory_bytes(),

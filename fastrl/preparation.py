@@ -175,6 +175,7 @@ def check_numbers(config: Config) -> None:
     for key, value, least in (
         ("sampling.prompts_per_step", sampling.prompts_per_step, 1),
         ("sampling.responses_per_prompt", sampling.responses_per_prompt, 2),
+        ("sampling.max_rounds", sampling.max_rounds, 1),
         ("sampling.max_tokens", sampling.max_tokens, 1),
         ("train.max_steps", train.max_steps, 1),
         ("train.max_tokens_per_batch", train.max_tokens_per_batch, 1),
@@ -199,6 +200,12 @@ def check_numbers(config: Config) -> None:
             )
             raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
     _check_updates(config)
+    if sampling.max_rounds > 1 and not config.loss.drop_groups_without_signal:
+        raise UsageError(
+            f"sampling.max_rounds is {sampling.max_rounds}, but no group is left out that another"
+            " round could stand in for; set loss.drop_groups_without_signal to true (objective task"
+            " without beta), or max_rounds to 1"
+        )
     if train.score_while_sampling == "on" and (reason := why_not_early(config)):
         raise UsageError(f"train.score_while_sampling is 'on', but {reason}")
 

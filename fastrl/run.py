@@ -291,6 +291,7 @@ def assemble(
             max_tokens_per_batch=config.train.max_tokens_per_batch,
             max_response_tokens=sampling.max_tokens,
             drop_groups_without_signal=config.loss.drop_groups_without_signal,
+            max_groups=sampling.prompts_per_step,
             mask_truncated=config.loss.mask_truncated,
             minibatches=config.train.minibatches,
             epochs=config.train.epochs,

@@ -117,8 +117,8 @@ ASSUMPTIONS = (
 )
 
 
-def plan_time(workload: Workload, rates: Rates) -> TimePlan:
-    """The seconds of a step of one process at the given rates."""
+def plan_time(workload: Workload, rates: Rates, rounds: int = 1) -> TimePlan:
+    """The seconds of a step of one process at the given rates; `rounds` of sampling."""
     w = workload
     parameters = num_parameters(w.config)
     if not w.config.tie_embeddings:
@@ -137,7 +137,7 @@ def plan_time(workload: Workload, rates: Rates) -> TimePlan:
     coming = parameters * w.itemsize / HOST_BYTES_PER_S if w.host_reference else 0.0
     return TimePlan(
         rates,
-        sample=-(-here // running) * response * decode_step,
+        sample=rounds * -(-here // running) * response * decode_step,
         score=coming + 2 * 2 * parameters * rows / rates.operations,
         train=(8 if w.checkpointed else 6) * parameters * rows / rates.operations,
         update=max(passing, UPDATE_BYTES * parameters / w.processes / rates.bytes),

@@ -16,7 +16,6 @@ import torch
 
 from fastrl import ops
 from fastrl.advantages import ESTIMATORS
-from fastrl.background import BackgroundGrader, Verdict
 from fastrl.distributed import ALONE, World
 from fastrl.early import EarlyScorer, EarlyScores
 from fastrl.losses import LossSpec, loss_denominator
@@ -24,12 +23,11 @@ from fastrl.metrics import step_metrics
 from fastrl.objectives import Objective
 from fastrl.offload import Resting
 from fastrl.optim import Optimizer
-from fastrl.sampler import PromptKey
+from fastrl.rollouts import has_signal, roll_out
 from fastrl.scoring import BatchScores, Scores, add_policy, response_rows
-from fastrl.sharding import gather, gathered, reduce_gradients, scatter
+from fastrl.sharding import gather, reduce_gradients, scatter
 from fastrl.shares import gather_scores, idle_batches, pack_share, score_share, shares_prompts
-from fastrl.types import Batch, Completion, Policy, Prompt, Scored
-from fastrl.wire import exchange
+from fastrl.types import Batch, Policy, Scored
 
 if TYPE_CHECKING:
     from fastrl.display import Display
@@ -55,6 +53,7 @@ class Learner:
     max_tokens_per_batch: int  # packed rows of a micro-batch
     max_response_tokens: int  # the constant of seq-mean-token-sum-norm
     drop_groups_without_signal: bool = False
+    max_groups: int | None = None  # with signal, in a step, where those without are dropped
     mask_truncated: bool = False  # keep responses that hit the limit out of the loss
     minibatches: int = 1  # optimiser steps a pass: the groups of a step in as many parts
     epochs: int = 1  # passes over the groups of a step
@@ -70,11 +69,10 @@ class Learner:
         and nothing before it depends on them.
         """
         once = self.epochs * self.minibatches == 1 and self.spec.on_policy
-        all_rows = not (self.mask_truncated or self.drop_groups_without_signal)
-        return once and all_rows and not self.objective.uses_likelihood
+        return once and not self.mask_truncated and not self.objective.uses_likelihood
 
     def part_of(self, group: int, num_groups: int) -> int:
-        """Which optimiser step of a pass trains on a group."""
+        """Which optimiser step of a pass trains on a group, numbered among those that it has."""
         return group * self.minibatches // num_groups
 
 
@@ -164,12 +162,14 @@ def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[s
     """What becomes of each response.
 
     trained; masked: cut at the limit, where that is asked for; filtered: of a group without
-    signal; failed.
+    signal, or beyond `max_groups` with signal; failed.
     """
-    roles = []
+    roles: list[str] = []
+    kept = 0
     for group in groups:
-        equal = len({s.task_reward for s in group}) == 1
-        role = FILTERED if learner.drop_groups_without_signal and equal else TRAINED
+        dropped = not has_signal(group) or kept == learner.max_groups
+        role = FILTERED if learner.drop_groups_without_signal and dropped else TRAINED
+        kept += role == TRAINED
         for s in group:
             unread = learner.objective.uses_task_reward and s.task_reward is None
             cut = learner.mask_truncated and s.completion.finish_reason == "length"
@@ -185,26 +185,27 @@ def pack_responses(
     group_size: int,
     early: EarlyScores = (),
 ) -> list[list[Batch]]:
-    """This process's share of the responses that did not fail, packed, a list an optimiser step.
+    """This process's share of what is trained or masked, packed, a list an optimiser step.
 
     `Batch.sequences` are indices into `responses`. Batches of `early` stay as they are, but for
     those with a response that failed since.
     """
-    whole = [b for b, _ in early if all(roles_R[i] != FAILED for i in b.sequences)]
+    kept = [i for i, role in enumerate(roles_R) if role in (TRAINED, MASKED)]
+    groups = {i: i // group_size for i in kept}
+    order = list(dict.fromkeys(groups.values()))
+    part_of = {group: learner.part_of(n, len(order)) for n, group in enumerate(order)}
+    whole = [b for b, _ in early if all(i in groups for i in b.sequences)]
     packed = {i for b in whole for i in b.sequences}
-    kept = [i for i, role in enumerate(roles_R) if role != FAILED and i not in packed]
-    groups, count = {i: i // group_size for i in kept}, len(responses) // group_size
     parts = []
     for part in range(learner.minibatches):
         sequences = {
             i: (responses[i].prompt.token_ids, responses[i].completion.token_ids)
             for i in kept
-            if learner.part_of(groups[i], count) == part
+            if i not in packed and part_of[groups[i]] == part
         }
         share_prompts = shares_prompts(learner.share_prompts, sequences, groups)
-        first = [b for b in whole if learner.part_of(b.groups[0], count) == part]
         rest = pack_share(learner, sequences, groups, share_prompts=share_prompts)
-        parts.append([*first, *rest])
+        parts.append([*(b for b in whole if part_of[b.groups[0]] == part), *rest])
     return parts
 
 
@@ -312,88 +313,21 @@ def take_step(run: Run, display: Display) -> dict[str, Any]:
     """The run's next step, whole; its line of metrics.jsonl, which is written with the rest."""
     step = run.step
     with EarlyScorer(run.learner, run.sampling.n) as scorer:
-        drawn = run.prompts.next(run.config.sampling.prompts_per_step)
-        scored, seconds_sample, seconds_grade = sample(run, display, drawn, scorer)
+        rollouts = roll_out(run, display, scorer)
         display.phase("train")
-        result = train_step(run.learner, scored, step, scorer)
+        result = train_step(run.learner, rollouts.groups, step, scorer)
+    if TRAINED not in result.roles_R:
+        display.say(f"step {step + 1}: no response is in the loss")
     if not math.isfinite(result.grad_norm):
         display.say(f"step {step + 1}: the gradient is not finite, so nothing was updated")
     run.step = step + 1
-    metrics = step_metrics(
-        run.step,
-        run.objective,
-        scored,
-        result,
-        seconds_sample=seconds_sample,
-        seconds_grade=seconds_grade,
-        world=run.learner.world,
-    )
+    metrics = step_metrics(run.step, run.objective, rollouts, result, run.learner.world)
     run.tokens_sampled += metrics["tokens_sampled"]
-    run.directory.add_completions(run.step, scored, result)
+    run.directory.add_completions(run.step, rollouts.groups, result)
     run.directory.add_metrics(metrics)
     return metrics
-
-
-def sample(
-    run: Run, display: Display, drawn: Sequence[Prompt], scorer: EarlyScorer
-) -> tuple[list[list[Scored]], float, float]:
-    """A group of scored responses to each prompt, of every process; seconds to sample and grade."""
-    world, started = run.learner.world, time.perf_counter()
-    prompts = world.share(drawn)
-    show = display.count("sample", len(prompts) * run.sampling.n)
-    with BackgroundGrader(
-        run.tokenizer,
-        [p.answer for p in prompts],
-        run.config.reward.mode,
-        on_event=scorer.watch(prompts, show),
-    ) as grader:
-        with gathered(run.learner.policy, keep=run.config.train.keep_gathered):
-            groups = run.sampler.generate(
-                [p.token_ids for p in prompts],
-                run.sampling,
-                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
-                step=run.step,
-                on_event=grader.add,
-            )
-            run.sampler.release()
-        sampled = time.perf_counter()
-        display.phase("grade")
-        verdicts = grader.finish(groups)
-    scored = everyones(world, drawn, score_groups(run, prompts, groups, verdicts))
-    sampled = started + max(world.gather(sampled - started))
-    return scored, sampled - started, time.perf_counter() - sampled
 
 
 def is_due(every: int, step: int) -> bool:
     """Whether something done every `every` steps (0: never) is done after step number `step`."""
     return every > 0 and step % every == 0
-
-
-def score_groups(
-    run: Run,
-    prompts: Sequence[Prompt],
-    groups: Sequence[Sequence[Completion]],
-    verdicts: Sequence[Sequence[Verdict]],
-) -> list[list[Scored]]:
-    """Every response with its text, its verdict and its task reward, grouped as sampled."""
-    if not groups:  # more processes than prompts
-        return []
-    completions = [c for group in groups for c in group]
-    owners = [p for p, group in zip(prompts, groups, strict=True) for _ in group]
-    texts, grades = zip(*(v for group in verdicts for v in group), strict=True)
-    scored = iter(run.rewarder.score(owners, completions, list(texts), grades))
-    return [[next(scored) for _ in group] for group in groups]
-
-
-def everyones(
-    world: World, prompts: Sequence[Prompt], scored: Sequence[Sequence[Scored]]
-) -> list[list[Scored]]:
-    """The groups of all prompts, from this process's and the others'."""
-    if world.size == 1:
-        return [list(group) for group in scored]
-    mine = [[(s.completion, s.text, s.grade, s.task_reward) for s in group] for group in scored]
-    groups = exchange(world, mine)
-    return [
-        [Scored(p, *response) for response in group]
-        for p, group in zip(prompts, groups, strict=True)
-    ]

@@ -224,6 +224,18 @@ def test_several_updates_a_step_are_those_of_one_process(tmp_path, several_updat
     assert sum(m["clip_share"] for m in lines(several_updates / "metrics.jsonl")) > 0
 
 
+def test_further_rounds_are_decided_alike(tmp_path):
+    words = ("--loss.drop_groups_without_signal", "true", "--sampling.max_rounds", "3")
+    assert main(["train", "--output-dir", str(tmp_path / "alone"), *SMALL, *words]) == 0
+    code, _, err = ended(train(2, tmp_path / "run", *words))
+    assert code == 0, err
+    assert_alike(tmp_path / "run", tmp_path / "alone")
+    ours, theirs = (lines(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
+    for name in ("sampling_rounds", "prompts_drawn", "groups_trained", "tokens_filtered"):
+        assert [m[name] for m in ours] == [m[name] for m in theirs]
+    assert max(m["sampling_rounds"] for m in ours) > 1
+
+
 def test_two_machines_a_layer_at_a_time(tmp_path, alone):
     """Two torchruns here stand for them."""
     agent = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "fastrl",

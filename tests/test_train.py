@@ -70,7 +70,7 @@ def test_every_response_is_handed_to_the_grader_as_it_finishes(tmp_path, monkeyp
             return super().finish(groups)
 
     steps = []
-    monkeypatch.setattr("fastrl.train.BackgroundGrader", Watched)
+    monkeypatch.setattr("fastrl.rollouts.BackgroundGrader", Watched)
     assert train(tmp_path / "run") == 0
     assert steps == [16, 32, 48, 64]  # all of a step's, before the sampler has returned
 
