@@ -103,8 +103,9 @@ TORCH = [
     (DEFINITION, "add_(self.entropy_C1 - self.log_sum_C1)", "add_(self.entropy_C1)"),
     (DEFINITION, "(a_C * scale, g_C * scale)", "(a_C * scale, g_C)"),
     (DEFINITION, "needed_C = (a_C != 0) | (g_C != 0)", "needed_C = a_C == a_C"),
-    (HEAD_FILE, "weight, bias = self.gradients\n",
-     "weight, bias = self.gradients\n        weight.copy_(weight.to(self.x.hidden_ND.dtype))\n"),
+    (HEAD_FILE, "            add_mm(self.by_weight[",
+     "            self.by_weight.copy_(self.by_weight.to(self.x.hidden_ND.dtype))\n"
+     "            add_mm(self.by_weight["),
     (HEAD_FILE, "hidden_CD = x.hidden_ND[index_C].to(self.input_dtype)",
      "hidden_CD = x.hidden_ND[index_C].bfloat16().to(self.input_dtype)"),
     (LOSSES, "a = torch.where((bounded < log_ratio) | (bounded > log_ratio), 0.0, a)", "a = a"),
