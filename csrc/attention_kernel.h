@@ -21,15 +21,6 @@ constexpr int STEP = 16;                      // positions at a time
 constexpr int PARTS = STEP / WIDTH;           // vectors of them
 constexpr int QUERIES = WIDTH == 16 ? 8 : 4;  // that share a load of keys or values
 
-// A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
-// there is one.
-template <typename T>
-FASTRL_INLINE void prepare_head(const T* head, const T* norm, float eps, const float* cos,
-                                const float* sin, int64_t dim, float* out) {
-    copy_normed(head, norm, eps, dim, out);
-    if (cos != nullptr) turn(out, cos, sin, 1.0f, dim, out);
-}
-
 template <typename T>
 void write_row(const PagedAttention& a, int64_t row) {
     const int64_t position = a.context[row] - 1;
@@ -210,7 +201,7 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
 #pragma GCC unroll 4
         for (int lane = 0; lane < PARTS; ++lane) {
             const Floats t = s[lane] - now;
-            const Floats weight = t == t ? exp2(t < -126.0f ? splat(-127.0f) : t) : t;
+            const Floats weight = exp2_of_negative(t);
             store(weights[i] + lane * WIDTH, weight);
             store(totals + lane * WIDTH, load(totals + lane * WIDTH) + weight);
         }

@@ -88,4 +88,13 @@ FASTRL_INLINE void turn(const T* x, const float* cos, const float* sin, float si
     });
 }
 
+// A head in fp32: after its RMSNorm, where it has one, and the rotation by the row's angles, where
+// there is one.
+template <typename T>
+FASTRL_INLINE void prepare_head(const T* head, const T* norm, float eps, const float* cos,
+                                const float* sin, int64_t dim, float* out) {
+    copy_normed(head, norm, eps, dim, out);
+    if (cos != nullptr) turn(out, cos, sin, 1.0f, dim, out);
+}
+
 }  // namespace fastrl::FASTRL_ISA

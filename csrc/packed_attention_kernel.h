@@ -53,10 +53,10 @@ private:
 template <typename T>
 FASTRL_INLINE void load_head(const PackedAttention& a, const void* x, int64_t stride, int64_t row,
                              int64_t head, bool turned, float* out) {
-    copy_normed<T>(static_cast<const T*>(x) + row * stride + head * a.dim, nullptr, 0.0f, a.dim,
-                   out);
-    if (turned && a.cos)
-        turn(out, a.cos + row * (a.dim / 2), a.sin + row * (a.dim / 2), 1.0f, a.dim, out);
+    const bool angles = turned && a.cos;
+    const int64_t at = row * (a.dim / 2);
+    prepare_head<T>(static_cast<const T*>(x) + row * stride + head * a.dim, nullptr, 0.0f,
+                    angles ? a.cos + at : nullptr, angles ? a.sin + at : nullptr, a.dim, out);
 }
 
 // What the segments of a family attend with, for one key/value head.
@@ -169,9 +169,9 @@ struct Attention {
             }
     }
 
-    // see(columns, limit) over the keys that the queries [begin, begin + count) of a segment see,
-    // in the family: `columns` are [first, last); of a segment's own, query i sees those below
-    // limit + i, elsewhere limit is the end.
+    // see(at, last, from, limit, causal) over the keys that the queries [begin, begin + count) of a
+    // segment see, in the family: the columns [at, last), of which all see those from `from` on and
+    // below `limit`; of the segment's own keys (causal) query i sees those below limit + i.
     template <typename See>
     void over_keys(const Segment& s, int64_t begin, int64_t count, const See& see) {
         const int64_t end = s.prefix + s.prefix_rows;
@@ -238,7 +238,7 @@ struct Attention {
         }
         Floats sum = {};
         for (int64_t i = 0; i < N; i += WIDTH) {
-            const Floats weight = power(load(s + i) - now);
+            const Floats weight = exp2_of_negative(load(s + i) - now);
             sum += weight;
             store(p + r * COLUMNS + i, weight);
         }
@@ -257,12 +257,6 @@ struct Attention {
         const Floats from = splat(static_cast<float>(first)), to = splat(static_cast<float>(last));
         const Floats none = splat(-std::numeric_limits<float>::infinity());
         return lane < from ? none : lane < to ? score : none;
-    }
-
-    // 2^t of t <= 0, or a little more; a NaN stays one.
-    static FASTRL_INLINE Floats power(Floats t) {
-        const Floats value = exp2(t < -126.0f ? splat(-127.0f) : t);
-        return t == t ? value : t;
     }
 
     // With weights p, dp = dout v and delta = dout out: ds = p (dp - delta), dv = p dout,
@@ -330,7 +324,7 @@ struct Attention {
             const Floats peak = splat(peaks[r]), delta = splat(deltas[r]);
             for (int64_t i = 0; i < N; i += WIDTH) {
                 const Floats weight =
-                    power(masked(load(weights + i) * to_base_2, i, first, end) - peak);
+                    exp2_of_negative(masked(load(weights + i) * to_base_2, i, first, end) - peak);
                 store(weights + i, weight);
                 store(slope + i, weight * (load(slope + i) - delta));
             }

@@ -233,13 +233,15 @@ FASTRL_INLINE Floats exp2(Floats t) {
     return as_floats((Ints)((Words)as_ints(p) + ((Words)as_ints(shifted) << 23)));
 }
 
+// 2^t for t <= 0, or a little more, 0 below -126; a NaN stays one.
+FASTRL_INLINE Floats exp2_of_negative(Floats t) {
+    const Floats value = exp2(t < -126.0f ? splat(-127.0f) : t);
+    return t == t ? value : t;
+}
+
 // e^t for t <= 0, with a relative error of |t| 2^-24 and the rounding, 0 below -87; a NaN stays
 // one.
-FASTRL_INLINE Floats exp_of_negative(Floats t) {
-    const Floats power = t * 1.4426950408889634f;
-    const Floats e = exp2(power < -126.0f ? splat(-127.0f) : power);
-    return t == t ? e : t;
-}
+FASTRL_INLINE Floats exp_of_negative(Floats t) { return exp2_of_negative(t * 1.4426950408889634f); }
 
 // 1 / (1 + e^-x); a NaN stays one.
 FASTRL_INLINE Floats sigmoid(Floats x) {

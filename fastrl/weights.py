@@ -145,7 +145,7 @@ def _fill(parameter: nn.Parameter, rows: range, file: Any, name: str, path: Path
     here = piece_rows(parameter)
     start, stop = max(rows.start, here.start), min(rows.stop, here.stop)
     if start < stop:
-        found = file.get_tensor(name)[start - rows.start : stop - rows.start]
+        found = stored[start - rows.start : stop - rows.start]
         piece(parameter)[start - here.start : stop - here.start].copy_(found)
 
 

@@ -1,7 +1,7 @@
 """The rotary embedding of rows: each head turned by its row's angles, halves as in GPT-NeoX.
 
 (Su et al. 2021.) With halves a and b: a cos - b sin, b cos + a sin; the gradient is the turn back.
-Read once and written once, 4 bytes a number in bf16, and the angles once for BLOCK_HEADS heads.
+Read once and written once, 4 bytes a number in bf16, and the angles once for HEADS heads.
 """
 
 import torch

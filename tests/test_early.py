@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from test_gradient_sameness import GROUP, PROMPTS, assert_alike, responses_of
-from test_train import fingerprint, lines, train
+from test_train import (
+    assert_a_null_run_changes_no_bit,
+    assert_resumes_to_the_same_bits,
+    fingerprint,
+    lines,
+    train,
+)
 
 from fastrl import early
 from fastrl.cli import main
@@ -237,28 +243,11 @@ def test_a_run_is_one_of_scoring_at_the_end(run, tmp_path):
 
 
 def test_resume_goes_on_to_the_same_bits(run, tmp_path):
-    import shutil
-
-    cut = tmp_path / "cut"
-    shutil.copytree(run, cut)
-    shutil.rmtree(cut / "checkpoints" / "step_4")
-    assert main(["resume", str(cut)]) == 0
-    assert fingerprint(cut) == fingerprint(run)
+    assert_resumes_to_the_same_bits(run, tmp_path / "cut")
 
 
 def test_the_null_run_changes_no_bit(tmp_path):
-    from safetensors.torch import load_file
-
-    run = tmp_path / "null"
-    words = ["--objective.alpha", "1", "--optim.weight_decay", "0", "--train.max_steps", "6"]
-    words += ["--eval.prompts", "0", "--eval.test_prompts", "0", "--checkpoint.every", "1", *ON]
-    assert train(run, *words) == 0
-    for m in lines(run / "metrics.jsonl"):
-        assert m["reward_mean"] == 0 and m["reward_group_std"] == 0 and m["grad_norm"] == 0
-    first, last = (
-        load_file(run / "checkpoints" / f"step_{n}" / "model.safetensors") for n in (1, 6)
-    )
-    assert all(torch.equal(first[k], last[k]) for k in first)
+    assert_a_null_run_changes_no_bit(tmp_path / "null", 6, *ON)
 
 
 def test_every_whole_group_is_scored_before_the_step_trains(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Rounds of sampling until enough groups have signal: what is trained, kept, counted, resumed."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from test_estimators import learner_of
 from test_gradient_sameness import GROUP, responses_of
-from test_train import fingerprint, lines, train
+from test_train import assert_resumes_to_the_same_bits, lines, train
 
 from fastrl.checkpoint import read_state
 from fastrl.cli import main
@@ -88,11 +87,7 @@ def test_the_prompts_of_all_rounds_are_drawn_once(run):
 
 
 def test_resume_goes_on_to_the_same_bits(run, tmp_path):
-    cut = tmp_path / "cut"
-    shutil.copytree(run, cut)
-    shutil.rmtree(cut / "checkpoints" / "step_4")
-    assert main(["resume", str(cut)]) == 0
-    assert fingerprint(cut) == fingerprint(run)
+    assert_resumes_to_the_same_bits(run, tmp_path / "cut")
 
 
 def test_one_round_is_the_default(tmp_path):

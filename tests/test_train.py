@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,28 @@ def fingerprint(run: Path) -> dict:
         {k: v for k, v in line.items() if k not in TIMES} for line in lines(run / "metrics.jsonl")
     ]
     return {"files": files, "metrics": metrics, "eval": lines(run / "eval.jsonl")}
+
+
+def assert_resumes_to_the_same_bits(run: Path, cut: Path) -> None:
+    """A finished small run, in a copy without its last checkpoint, comes to the same end."""
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "checkpoints" / "step_4")
+    assert main(["resume", str(cut)]) == 0
+    assert fingerprint(cut) == fingerprint(run)
+
+
+def assert_a_null_run_changes_no_bit(run: Path, steps: int, *words: str) -> None:
+    from safetensors.torch import load_file
+
+    null = ["--objective.alpha", "1", "--optim.weight_decay", "0", "--train.max_steps", str(steps)]
+    null += ["--eval.prompts", "0", "--eval.test_prompts", "0", "--checkpoint.every", "1"]
+    assert train(run, *null, *words) == 0
+    for m in lines(run / "metrics.jsonl"):
+        assert m["reward_mean"] == 0 and m["reward_group_std"] == 0 and m["grad_norm"] == 0
+    first, last = (
+        load_file(run / "checkpoints" / f"step_{n}" / "model.safetensors") for n in (1, steps)
+    )
+    assert all(torch.equal(first[k], last[k]) for k in first)
 
 
 @pytest.fixture(scope="module")
@@ -180,18 +203,7 @@ def test_a_checkpoint_is_the_policy_for_transformers(finished):
 
 
 def test_the_null_run_changes_no_bit(tmp_path):
-    from safetensors.torch import load_file
-
-    run = tmp_path / "null"
-    words = ["--objective.alpha", "1", "--optim.weight_decay", "0", "--train.max_steps", "20"]
-    words += ["--eval.prompts", "0", "--eval.test_prompts", "0", "--checkpoint.every", "1"]
-    assert train(run, *words) == 0
-    for m in lines(run / "metrics.jsonl"):
-        assert m["reward_mean"] == 0 and m["reward_group_std"] == 0 and m["grad_norm"] == 0
-    first, last = (
-        load_file(run / "checkpoints" / f"step_{n}" / "model.safetensors") for n in (1, 20)
-    )
-    assert all(torch.equal(first[k], last[k]) for k in first)
+    assert_a_null_run_changes_no_bit(tmp_path / "null", 20)
 
 
 def test_the_first_line_names_the_regime_and_its_target(tmp_path, capsys):
