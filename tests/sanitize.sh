@@ -25,4 +25,5 @@ export LD_PRELOAD
     -k "not (milliseconds or linearly or megabytes)" \
     tests/test_rows*.py tests/test_ops.py tests/test_losses.py \
     tests/test_sample_refusals.py tests/test_grading*.py tests/test_paged_attention.py \
-    tests/test_dense.py tests/test_sampler.py
+    tests/test_dense.py tests/test_layer_rows.py tests/test_packed_attention.py \
+    tests/test_ops_attention.py tests/test_optim.py tests/test_sampler.py

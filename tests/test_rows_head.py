@@ -242,6 +242,114 @@ def test_14_the_entropy_alone_has_a_gradient(row_path):
     assert_near_the_formula(got, inputs, targets, weighted(upstream))
 
 
+ROWWISE = {
+    "log-probs": lambda lp, entropy, rows: -(rows.advantages * rows.row_weights * lp.exp()).sum(),
+    "both": lambda lp, entropy, rows: (rows.advantages * lp + entropy.square())[rows.mask].mean(),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("loss_fn", ROWWISE.values(), ids=ROWWISE)
+def test_a_loss_of_rows_is_differentiated_in_the_forward(row_path, loss_fn, settings, monkeypatch):
+    """As after it, and with three products of each chunk, not four."""
+    inputs, targets = head_case(**settings)
+    vectors = loss_vectors()
+    logits, seen = head._Products._logits, []
+    monkeypatch.setattr(
+        head._Products,
+        "_logits",
+        lambda self, hidden, out: (seen.append(len(hidden)), logits(self, hidden, out)),
+    )
+    vectors["advantages"][:3] = 0.0
+
+    def both(**more):
+        seen.clear()
+        found = run_loss(
+            row_path, inputs, targets, vectors, None, loss_fn=loss_fn, **settings, **more
+        )
+        return found, sum(seen)
+
+    (late, twice), (early, once) = both(), both(rowwise=True)
+    assert once == int(settings.get("mask", torch.ones(N)).sum())
+    assert twice > 1.5 * once
+    for found, expected in zip(early, late, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_loss_of_other_rows_too_is_differentiated_again(row_path):
+    inputs, targets = head_case()
+
+    def loss_fn(logprobs, entropy, rows):
+        return (logprobs.mean() - logprobs).square().sum()
+
+    expected = run_loss(row_path, inputs, targets, loss_vectors(), None, loss_fn=loss_fn)
+    with pytest.warns(UserWarning, match="depend on other rows"):
+        found = run_loss(
+            row_path, inputs, targets, loss_vectors(), None, loss_fn=loss_fn, rowwise=True
+        )
+    assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_a_weight_without_a_gradient_costs_no_product(row_path, dtype, monkeypatch):
+    """The hidden states' and bias's gradients have the bits that they have beside it."""
+    inputs, targets = head_case(dtype)
+    upstream, vectors = [normal(N, seed=s, scale=1.0) for s in (2, 3)], loss_vectors()
+    rowwise = {"loss_fn": ROWWISE["both"], "rowwise": True}
+    spec = {"spec": SPECS["clip"]}
+
+    def every(trained):
+        found = []
+        for more in (None, spec, rowwise):
+            hidden, weight, bias = placed(row_path, inputs)
+            weight.requires_grad_(trained)
+            if more is None:
+                outputs = row_path.call(
+                    "linear_logprobs_and_entropy", hidden, weight, targets, bias=bias
+                )
+                torch.autograd.backward(outputs, [row_path.place(u) for u in upstream])
+            else:
+                out = row_path.call(
+                    "linear_policy_loss", hidden, weight, targets, bias=bias, **vectors, **more
+                )
+                out.loss_sum.backward()
+            assert (weight.grad is not None) is trained
+            found += [hidden.grad.cpu(), bias.grad.cpu()]
+        return found
+
+    expected = every(True)
+    monkeypatch.setattr(head._Products, "_weight_memory", None)  # nobody asks for it
+    assert same_bits(every(False), expected)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_more_of_each_row_from_the_same_products(row_path, settings):
+    """As from the logits; log-probs and entropy have their gradients."""
+    inputs, targets = head_case(**settings)
+    upstream = [normal(N, seed=s, scale=1.0) for s in (2, 3)]
+    expected = run(row_path, inputs, targets, upstream, **settings)
+    leaves = placed(row_path, inputs)
+    found = row_path.call("linear_row_statistics", *leaves[:2], targets, bias=leaves[2], **settings)
+    torch.autograd.backward((found.logprobs, found.entropy), [row_path.place(u) for u in upstream])
+    got = [found.logprobs.detach(), found.entropy.detach(), *(v.grad for v in leaves)]
+    for mine, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), other, rtol=1e-5, atol=1e-6)
+    logits = torch.nn.functional.linear(*(v.double() for v in inputs))
+    scale = settings.get("logit_scale", 1.0)
+    of_logits = {k: v for k, v in settings.items() if k not in ("logit_scale", "softcap")}
+    if cap := settings.get("softcap"):
+        scaled = cap * (scale * logits / cap).tanh()
+    else:
+        scaled = scale * logits
+    truth = Path("torch").call("row_statistics", scaled, targets, **of_logits)
+    for name in ("sum_squares", "max_prob", "log_kept_mass"):
+        torch.testing.assert_close(
+            getattr(found, name).cpu().double(), getattr(truth, name), rtol=1e-5, atol=1e-6
+        )
+        assert not getattr(found, name).requires_grad
+    assert torch.equal(found.argmax.cpu(), truth.argmax)
+
+
 def test_5_masked_rows_and_the_padded_vocabulary_are_never_read(row_path):
     settings = SETTINGS["all"]
     mask, valid = settings["mask"], settings["valid_vocab"]

@@ -12,7 +12,7 @@ Legend: N: rows (tokens), C: those of a chunk, D: hidden width, V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from fastrl.losses import LossSpec, Rows
 from fastrl.ops.dense import dense, multiplies_bf16
 from fastrl.ops.library import on_large_pages
 from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
+
+# log-probs and entropies -> the loss, its derivatives by both; [N] each but for the loss
+LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 # A chunk has CHUNK_BYTES of logits, and CHUNK_ROWS at least: products of fewer rows are slower. On
 # 2 cores, V = 49152, D = 576, 6 N V D of 1024 rows: 944 ms whole, 1070 in 3 chunks, 1143 in 8.
@@ -136,8 +139,9 @@ class _Joined:
 class _Products:
     """The matrix products of a head, in fp32 (fp64 for fp64), and their accumulated gradients."""
 
-    def __init__(self, kernels: Kernels, x: HeadRows) -> None:
+    def __init__(self, kernels: Kernels, x: HeadRows, of_weight: bool = True) -> None:
         self.x = x
+        self.of_weight = of_weight  # a weight that is not trained has no gradient
         self.half = keeps_half_precision(x.weight_VD)
         # fp32 logits may have a gradient in half precision, in memory of its own
         self.apart = self.half and kernels.WRITES_HALVES
@@ -185,7 +189,9 @@ class _Products:
     def add(self, index_C: Tensor, hidden_CD: Tensor, dlogits_CV: Tensor) -> None:
         """Accumulate the gradients of hidden states, weight and bias from those of the logits."""
         hidden, bias = self.gradients = self.gradients or self._zeros()
-        if self.half and hidden.device.type == "cpu":
+        if not self.of_weight:
+            dlogits_CV = dlogits_CV.to(self.input_dtype)
+        elif self.half and hidden.device.type == "cpu":
             dlogits_CV = self._join(hidden_CD, dlogits_CV)
         else:
             dlogits_CV = dlogits_CV.to(self.input_dtype)
@@ -195,6 +201,15 @@ class _Products:
         hidden[index_C] = by_hidden_CD
         if self.bias_V is not None:
             bias[: self.x.valid] += dlogits_CV.sum(0, dtype=bias.dtype)
+
+    def add_active(
+        self, active_A: Tensor, index_C: Tensor, hidden_CD: Tensor, dlogits_CV: Tensor
+    ) -> None:
+        """`add`, without rows of the chunk that have no gradient where those are many."""
+        if 4 * len(active_A) <= 3 * len(index_C):
+            self.add(index_C[active_A], hidden_CD[active_A], dlogits_CV[active_A])
+        else:
+            self.add(index_C, hidden_CD, dlogits_CV)
 
     def _join(self, hidden_CD: Tensor, dlogits_CV: Tensor) -> Tensor:
         """Rows of gradients in half precision, that of the weight left for later."""
@@ -222,9 +237,11 @@ class _Products:
         return memory
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients in their inputs' dtypes; that of an absent bias is empty."""
+        """The gradients in their inputs' dtypes, empty for no bias and a weight without one."""
         hidden, bias = self.gradients or self._zeros()
         dtype = self.x.hidden_ND.dtype
+        if not self.of_weight:
+            self.by_weight = self.x.weight_VD.new_empty(0)
         if self.joined is not None:
             self._add_by_weight(*self.joined.take(), last=True)
         if self.by_weight is None:
@@ -250,14 +267,25 @@ def statistics(kernels: Kernels, x: HeadRows) -> tuple[Tensor, Tensor]:
     return logprobs_N, entropy_N
 
 
+def extras(kernels: Kernels, x: HeadRows) -> tuple[Tensor, ...]:
+    """What `Kernels.extras` gives without thresholds, [N] each."""
+    found = [x.zeros() for _ in range(6)]
+    found[4] = torch.full_like(x.targets_N, -1)  # the argmax
+    for chunk in _Products(kernels, x).chunks(x.rows(x.mask_N)):
+        for whole_N, values_C in zip(found, kernels.extras(chunk.rows, None), strict=True):
+            whole_N[chunk.index_C] = values_C
+    return tuple(found)
+
+
 def gradient(
-    kernels: Kernels, x: HeadRows, a_N: Tensor, g_N: Tensor
+    kernels: Kernels, x: HeadRows, a_N: Tensor, g_N: Tensor, of_weight: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden states, weight and bias; 6 N V D operations for rows in need."""
+    """Gradients of hidden states, weight and bias; 6 N V D operations for rows in need, 4 without
+    that of the weight, which is empty then."""
     needed_N = (a_N != 0) | (g_N != 0)
     if x.mask_N is not None:
         needed_N &= x.mask_N
-    products = _Products(kernels, x)
+    products = _Products(kernels, x, of_weight)
     for chunk in products.chunks(x.rows(needed_N)):
         a_C, g_C = a_N[chunk.index_C], g_N[chunk.index_C]
         kernels.gradient(chunk.rows, a_C, g_C, chunk.gradient_CV)
@@ -266,11 +294,17 @@ def gradient(
 
 
 def policy_loss(
-    kernels: Kernels, x: HeadRows, rows: Rows, spec: LossSpec, scale: Tensor, wanted: bool
+    kernels: Kernels,
+    x: HeadRows,
+    rows: Rows,
+    spec: LossSpec,
+    scale: Tensor,
+    wanted: bool,
+    of_weight: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Losses, log-probs and entropies [N] and the gradients (empty if unwanted)."""
     losses_N, logprobs_N, entropy_N = x.zeros(), x.zeros(), x.zeros()
-    products = _Products(kernels, x)
+    products = _Products(kernels, x, of_weight)
     # without an advantage or an entropy term a row has no gradient, before anything is computed;
     # the chunks are those of `statistics`, so that log-probs have its bits
     active_N = (rows.advantages != 0) | (spec.entropy_coef != 0)
@@ -281,10 +315,48 @@ def policy_loss(
         losses_N[index_C], logprobs_N[index_C], entropy_N[index_C] = kernels.policy_loss(
             chunk.rows, rows.select(index_C), spec, scale, out_CV
         )
-        if out_CV is not None and 4 * len(active_C) <= 3 * len(index_C):
-            products.add(index_C[active_C], hidden_CD[active_C], out_CV[active_C])
-        elif out_CV is not None:
-            products.add(index_C, hidden_CD, out_CV)
+        if out_CV is not None:
+            products.add_active(active_C, index_C, hidden_CD, out_CV)
     nothing = x.hidden_ND.new_empty(0)
     gradients = products.results() if wanted else (nothing, nothing.clone(), nothing.clone())
     return losses_N, logprobs_N, entropy_N, gradients
+
+
+def rowwise_loss(
+    kernels: Kernels, x: HeadRows, loss_of: LossOf, of_weight: bool = True
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor], bool]:
+    """A loss of which each row has a term of its own: 6 N V D operations.
+
+    (loss, log-probs [N], entropies [N], gradients, whether it was such a loss). `loss_of` is asked
+    after each chunk, when later rows hold zeros, and what it says of the chunk's rows is used; in
+    the end it is asked again, with every row there. Where it says otherwise then, the gradients
+    are computed a second time.
+    """
+    logprobs_N, entropy_N, a_N, g_N = (x.zeros() for _ in range(4))
+    products = _Products(kernels, x, of_weight)
+    index_M = x.rows(x.mask_N)
+    found = None
+    for chunk in products.chunks(index_M):
+        index_C = chunk.index_C
+        logprobs_N[index_C], entropy_N[index_C] = kernels.statistics(chunk.rows)
+        found = loss_of(logprobs_N, entropy_N)
+        a_C, g_C = found[1][index_C], found[2][index_C]
+        a_N[index_C], g_N[index_C] = a_C, g_C
+        active_C = ((a_C != 0) | (g_C != 0)).nonzero().squeeze(1) if x.compact else index_C
+        if len(active_C):
+            kernels.gradient(chunk.rows, a_C, g_C, chunk.gradient_CV)
+            products.add_active(active_C, index_C, chunk.hidden_CD, chunk.gradient_CV)
+        if len(index_C) < len(index_M):
+            found = None
+    loss, *last = found or loss_of(logprobs_N, entropy_N)
+    by_rows = all(
+        _same(used_N[index_M], last_N[index_M])
+        for used_N, last_N in zip((a_N, g_N), last, strict=True)
+    )
+    gradients = products.results() if by_rows else gradient(kernels, x, last[0], last[1], of_weight)
+    return loss, logprobs_N, entropy_N, gradients, by_rows
+
+
+def _same(x_M: Tensor, y_M: Tensor) -> bool:
+    """Whether two vectors are equal but for rounding."""
+    return bool(((x_M - y_M).abs() <= 1e-5 * y_M.abs().amax()).all()) if len(x_M) else True

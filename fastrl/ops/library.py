@@ -168,6 +168,12 @@ def _(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return vectors(logits, 2)
 
 
+def extras_like(x: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Fresh memory for what Kernels.extras gives."""
+    numbers = vectors(x, 5)
+    return (*numbers[:4], torch.empty_like(targets), numbers[4])
+
+
 @torch.library.custom_op("fastrl::row_extras", mutates_args=())
 @in_full_precision
 def row_extras(
@@ -189,8 +195,7 @@ def row_extras(
 
 @row_extras.register_fake
 def _(logits: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    numbers = vectors(logits, 5)
-    return (*numbers[:4], torch.empty_like(targets), numbers[4])
+    return extras_like(logits, targets)
 
 
 @torch.library.custom_op("fastrl::row_gradient", mutates_args=())
@@ -256,6 +261,17 @@ def _row_statistics_backward(ctx: Any, a: Tensor | None, g: Tensor | None) -> tu
 
 
 row_statistics.register_autograd(_row_statistics_backward, setup_context=_save_rows)
+
+
+def checked_loss(loss: Tensor, wanted: bool) -> Tensor:
+    """What a `loss_fn` returned; raises UsageError where that cannot be differentiated."""
+    if loss.dim() != 0 or (wanted and not loss.requires_grad):
+        lacking = " without a gradient" if wanted and not loss.requires_grad else ""
+        raise UsageError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}{lacking}; return a scalar"
+            " computed from its logprobs or entropy"
+        )
+    return loss
 
 
 def pack(spec: LossSpec) -> tuple[str, str, list[float]]:

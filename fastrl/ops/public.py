@@ -77,7 +77,7 @@ def logprobs_and_entropy(
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What one read of the logits tells of each row, detached; 0 in masked rows."""
+    """What one read of the logits tells of each row; 0 in masked rows."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -98,7 +98,7 @@ def row_statistics(
     thresholds: Tensor | None = None,
     backend: str = "auto",
 ) -> RowStatistics:
-    """`logprobs_and_entropy` without a gradient, and more from the same read.
+    """`logprobs_and_entropy`, detached, and more from the same read.
 
     `thresholds`, the shape of targets, are the smallest logits (before the temperature) of a
     truncated support, as top-k or min-p leave it.
@@ -142,6 +142,36 @@ def linear_logprobs_and_entropy(
         compact, flat.backend,
     )  # fmt: skip
     return logprobs.view(targets.shape), entropy.view(targets.shape)
+
+
+def linear_row_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    valid_vocab: int | None = None,
+    softcap: float | None = None,
+    compact: bool = True,
+    backend: str = "auto",
+) -> RowStatistics:
+    """`linear_logprobs_and_entropy`, and more from the same products; those two are differentiable.
+
+    Nothing is cut off: `log_kept_mass` is 0.
+    """
+    check_head(hidden, weight, bias)
+    flat = flatten(
+        hidden, weight.shape[0], targets, mask, temperature, valid_vocab, softcap, backend
+    )
+    found = linear_library.linear_row_extras(
+        hidden.reshape(-1, hidden.shape[-1]), weight, bias, *flat.arguments, float(logit_scale),
+        compact, flat.backend,
+    )  # fmt: skip
+    pair, more = found[:2], (x.detach() for x in found[2:])
+    return RowStatistics(*(x.view(targets.shape) for x in (*pair, *more)))
 
 
 def policy_loss(
@@ -215,14 +245,19 @@ def linear_policy_loss(
     grad_scale: float | Tensor | None = None,
     spec: LossSpec = LossSpec(),  # noqa: B008  frozen
     loss_fn: LossFn | None = None,
+    rowwise: bool = False,
     compact: bool = True,
     backend: str = "auto",
 ) -> PolicyLossOutput:
     """`policy_loss` of logits = hidden @ weight.T + bias, one chunk of them in memory at a time.
 
     `hidden` [..., D], `weight` [V, D], `bias` [V]. 6 N V D floating-point operations for a loss of
-    rows, 8 N V D for one of sequences or a `loss_fn`, which needs every log-prob first. Both
-    gradients are accumulated in fp32.
+    rows, 8 N V D for one of sequences or a `loss_fn`, which needs every log-prob first; 2 N V D
+    less where `weight` takes no gradient. Both gradients are accumulated in fp32.
+    `rowwise` says that `loss_fn` is a sum of a term for each row, of its log-prob and entropy
+    alone: then 6 N V D. It is called once for each chunk of rows, with 0 for the log-probs and
+    entropies of later ones, and once with all; eager only. A loss that turns out to be none such
+    is differentiated again, with a warning.
     """
     check_head(hidden, weight, bias)
     flat = flatten(
@@ -235,9 +270,14 @@ def linear_policy_loss(
     hidden_ND = hidden.reshape(-1, hidden.shape[-1])
     source = (hidden_ND, weight, bias, *flat.arguments, float(logit_scale), compact, flat.backend)
     trainable = any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+
+    def in_kernel(*arguments: Any) -> Any:
+        return linear_library.linear_policy_loss(*arguments, weight.requires_grad)
+
     return _loss(
-        linear_library.linear_policy_loss, linear_library.linear_row_statistics, source, targets,
-        flat, rows, grad_scale, spec, loss_fn, torch.is_grad_enabled() and trainable,
+        in_kernel, linear_library.linear_row_statistics, source, targets, flat, rows, grad_scale,
+        spec, loss_fn, torch.is_grad_enabled() and trainable,
+        linear_library.RowwiseLoss.apply if rowwise else None,
     )  # fmt: skip
 
 
@@ -252,6 +292,7 @@ def _loss(
     spec: LossSpec,
     loss_fn: LossFn | None,
     wanted: bool,
+    by_rows: Any = None,
 ) -> PolicyLossOutput:
     """A loss that the kernels know, or one of log-probs and entropies by autograd on vectors."""
     dtype = wide_dtype(source[0].dtype)
@@ -276,16 +317,12 @@ def _loss(
             rows.sampler_logprobs if spec.sampler_correction else None, rows.row_weights, scale,
             *library.pack(spec), wanted,
         )  # fmt: skip
+    elif loss_fn is not None and wanted and by_rows is not None:
+        loss, logprobs, entropy = by_rows(*source, loss_fn, rows, scale)
     else:
         logprobs, entropy = statistics(*source)
         loss = (loss_fn or _unmasked(make_loss_fn(spec)))(logprobs, entropy, rows)
-        if loss.dim() != 0 or (wanted and not loss.requires_grad):
-            lacking = " without a gradient" if wanted and not loss.requires_grad else ""
-            raise UsageError(
-                f"loss_fn returned a tensor of shape {tuple(loss.shape)}{lacking}; return a scalar"
-                " computed from its logprobs or entropy"
-            )
-        loss = (loss * scale).to(dtype)
+        loss = (library.checked_loss(loss, wanted) * scale).to(dtype)
     logprobs, entropy = logprobs.detach(), entropy.detach()
     return PolicyLossOutput(
         loss_sum=loss,
