@@ -26,7 +26,8 @@ def rloo(rewards_PG: torch.Tensor, valid_PG: torch.Tensor) -> torch.Tensor:
     Written as (R_i - mean) n / (n - 1).
     """
     mean_P1, count_P1 = _group_mean(rewards_PG, valid_PG)
-    scale_P1 = count_P1 / (count_P1 - 1).clamp(min=1)
+    # a quotient of integers would be in fp32
+    scale_P1 = count_P1.to(rewards_PG.dtype) / (count_P1 - 1).clamp(min=1)
     return torch.where(valid_PG & (count_P1 > 1), (rewards_PG - mean_P1) * scale_P1, 0.0)
 
 

@@ -119,15 +119,15 @@ PRESETS = {
         sampler_correction_cap=20.0,
         on_policy=True,
     ),
-    # TRL 1.16's GRPOTrainer without vLLM's correction: its defaults, then other loss types
-    "trl": LossSpec(loss="clip", loss_agg_mode="token-mean"),
+    # TRL 1.16's GRPOTrainer without vLLM's correction: its default, then other loss types
+    "trl-dapo": LossSpec(loss="clip", loss_agg_mode="token-mean"),
     "trl-grpo": LossSpec(loss="clip", loss_agg_mode="seq-mean-token-mean"),
     "trl-dr_grpo": LossSpec(loss="clip", loss_agg_mode="seq-mean-token-sum-norm"),
     # its epsilon_high is the bound itself, 5 as its documentation advises, and there is none below
     "trl-cispo": LossSpec(loss="cispo", clip_low=1.0, clip_high=4.0, loss_agg_mode="token-mean"),
     "trl-gspo": _GSPO,  # importance_sampling_level "sequence", loss_type "grpo", the paper's bounds
     # verl 0.9's registered losses; where it takes e^-20 for a smaller ratio, this takes the ratio
-    "verl": _VERL,
+    "verl-ppo": _VERL,
     "verl-grpo": replace(_VERL, kl_estimator="k3-clamped", kl_coef=0.001),
     "verl-dapo": replace(_VERL, clip_high=0.28, dual_clip=10.0),
     "verl-dr_grpo": replace(_VERL, loss_agg_mode="seq-mean-token-sum-norm"),

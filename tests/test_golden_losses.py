@@ -84,7 +84,11 @@ def test_every_preset_of_a_framework_is_compared():
 
 def test_the_frameworks_differ_where_their_presets_do():
     """The numbers can tell presets apart: with another one's settings the test above would fail."""
-    for name, other in (("verl", "trl"), ("verl-cispo", "trl-cispo"), ("verl-gspo", "trl-gspo")):
+    for name, other in (
+        ("verl-ppo", "trl-dapo"),
+        ("verl-cispo", "trl-cispo"),
+        ("verl-gspo", "trl-gspo"),
+    ):
         spec = ops.LossSpec.preset(other)
         assert spec != ops.LossSpec.preset(name)
         expected = GOLDEN["losses"][name]["loss"]

@@ -17,7 +17,7 @@ LENGTHS = (9, 4, 1, 7, 0, 5)  # one sequence is masked altogether
 ADVANTAGES = (1.3, -0.7, 0.4, -1.1, 0.9, -0.2)
 
 TRL = {
-    "trl": {"loss_type": "dapo"},
+    "trl-dapo": {"loss_type": "dapo"},
     "trl-grpo": {"loss_type": "grpo"},
     "trl-dr_grpo": {"loss_type": "dr_grpo"},
     "trl-cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
@@ -32,7 +32,7 @@ TRL = {
     },
 }  # fmt: skip
 VERL = {
-    "verl": ("vanilla", "token-mean", {}),
+    "verl-ppo": ("vanilla", "token-mean", {}),
     "verl-grpo": ("vanilla", "token-mean", {"use_kl_loss": True, "kl_loss_coef": 0.001}),
     "verl-dapo": ("vanilla", "token-mean", {"clip_ratio_high": 0.28, "clip_ratio_c": 10.0}),
     "verl-dr_grpo": ("vanilla", "seq-mean-token-sum-norm", {}),
