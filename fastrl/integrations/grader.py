@@ -7,9 +7,11 @@ TRL takes functions, by itself or beside others:
 
 verl takes this file, by its path, for the `compute_score` in it:
 
-    custom_reward_function.path=.../fastrl/integrations/grader.py
-    custom_reward_function.name=compute_score
-    +custom_reward_function.reward_kwargs.mode=box_or_anchor
+    reward.custom_reward_function.path=.../fastrl/integrations/grader.py
+    reward.custom_reward_function.name=compute_score
+    +reward.custom_reward_function.reward_kwargs.mode=box_or_anchor
+
+verl 0.9.1 also takes its older keys, without the first `reward.`.
 """
 
 from __future__ import annotations
