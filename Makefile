@@ -5,10 +5,12 @@ TORCH ?= torch==2.13.0
 RUN_DIR ?= runs/sharpen-$(shell date +%Y%m%d-%H%M%S)
 # processes of the tests, a thread each
 JOBS ?= 2
+# where verl is put for its tests: outside of the environment, whose packages are newer than it asks for
+VERL ?= .verl
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastrl-installed
 
-.PHONY: train test lint soak sanitize fuzz bench clean
+.PHONY: train test test-integrations lint soak sanitize fuzz bench clean
 
 train: $(STAMP)
 	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
@@ -16,6 +18,12 @@ train: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow" -k triton $(wildcard tests/test_rows*.py tests/test_*_triton.py)
+
+test-integrations: $(STAMP)
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements-trl.txt
+	test -d $(VERL)/verl \
+	  || $(BIN)/python -m pip install --quiet --no-deps --target $(VERL) --requirement tests/requirements-verl.txt
+	PYTHONPATH=$(abspath $(VERL)) $(BIN)/pytest -q -n $(JOBS) tests/test_integrations*.py tests/test_docs*.py
 
 soak: $(STAMP)
 	$(BIN)/pytest -q -m slow
@@ -52,4 +60,4 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	touch $@
 
 clean:
-	rm -rf build *.egg-info fastrl/*.so $(STAMP)
+	rm -rf build *.egg-info fastrl/*.so $(STAMP) $(VERL)
