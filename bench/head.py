@@ -15,18 +15,18 @@ from fastrl.bench.timing import Case, worst_error
 
 SHAPES = ((1024, 49152, 576), (1024, 151936, 576))  # tokens, vocabulary, width
 GPU_SHAPES = ((8192, 151936, 4096),)
-TRL_CHUNK = 8192  # columns at a time in its GRPO trainer
 
 
 def _trl() -> Any:
     try:
         from trl.kernels import ChunkedLogProbFunction
+        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as columns
     except ImportError:
         return None
 
     def run(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         found = ChunkedLogProbFunction.apply(
-            hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ("entropy",)
+            hidden, weight, None, targets, 1.0, columns, None, 1.0, ("entropy",)
         )
         return found[0], found[1]
 
@@ -44,7 +44,7 @@ def _liger() -> Any:
 def cases(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Case, Tensor]]:
-    """The two operations forward and backward at one shape."""
+    """The operations forward and backward at one shape."""
     tokens, vocab, width = shape
     generator = torch.Generator(device=device).manual_seed(0)
     hidden = torch.randn(tokens, width, device=device, generator=generator).to(dtype)
@@ -110,6 +110,24 @@ def cases(
         logprobs, _ = ops.linear_logprobs_and_entropy(h, w, y)
         (-(a * logprobs).sum()).backward()
 
+    old = torch.randn(tokens, device=device, generator=generator) - 5.0
+
+    def clipped(logprobs: Tensor, entropy: Tensor, rows: Any) -> Tensor:
+        """A loss as another trainer would pass it."""
+        ratio = (logprobs - rows.old_logprobs).exp()
+        surrogates = ratio * rows.advantages, ratio.clamp(0.8, 1.2) * rows.advantages
+        return -torch.min(*surrogates).sum() - 0.01 * entropy.sum()
+
+    def rowwise(h: Tensor, w: Tensor) -> Tensor:
+        return ops.linear_policy_loss(
+            h, w, targets, advantages, old_logprobs=old, loss_fn=clipped, rowwise=True
+        ).loss_sum
+
+    def rowwise_few(h: Tensor, w: Tensor, y: Tensor, a: Tensor) -> None:
+        ops.linear_policy_loss(
+            h, w, y, a, loss_fn=lambda lp, _, rows: -(rows.advantages * lp).sum(), rowwise=True
+        ).loss_sum.backward()
+
     baselines = {
         "three bare matmuls": bare(3),
         "unfused": gradients(pair_loss(unfused, 0.0)),
@@ -131,6 +149,14 @@ def cases(
         weight,
     )  # fmt: skip
     others = {} if theirs is None else {"trl": gradients(pair_loss(theirs))}
+    yield (
+        Case(
+            "linear_policy_loss, any loss of rows", shape, name, gradients(rowwise),
+            {"three bare matmuls": bare(3), **others}, lambda: check(rowwise_few, reference),
+            flops=6 * tokens * vocab * width,
+        ),
+        weight,
+    )  # fmt: skip
     yield (
         Case(
             "linear_logprobs_and_entropy", shape, name,

@@ -4,6 +4,7 @@
 GRPOTrainer takes its steps in between, in one process, on the same model directory and prompts.
 "training": forward and backward of packed rows, as a share of the measured matmul rate.
 "costs", where it is asked for: a step over model size, response length, group size, vocabulary.
+"trl", where it is asked for: TRL's own steps, with `patch_trl` and without it.
 
 Nothing is timed before the gradient of the same code has been compared with autograd in fp64.
 """
@@ -24,12 +25,13 @@ from fastrl.bench import step_rivals as rivals
 from fastrl.bench.kernels import DTYPES, check_asked, where
 from fastrl.bench.sampler_limits import products
 from fastrl.bench.sampler_rivals import SMOLLM2
-from fastrl.bench.step_ours import Ours, Shape, gradient_error, policy_loss
+from fastrl.bench.step_ours import Ours, Shape, gradient_error, policy_loss, write_prompts
 from fastrl.bench.timing import measure, percentile, process_peak_bytes, say
 from fastrl.errors import UsageError
 from fastrl.model import Decoder, DecoderConfig, load_model
 
 SHAPES = {"step": (4, 8, 48), "embedded": (32, 8, 64), "training": (32, 58, 48)}
+ASKED = ("costs", "trl")  # by name alone
 
 
 def run(
@@ -41,7 +43,7 @@ def run(
     model: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of results, one at a time. `once` takes one step of ours, for a profiler."""
-    check_asked("step", (*SHAPES, "costs"), only, dtype)
+    check_asked("step", (*SHAPES, *ASKED), only, dtype)
     if shape is not None and (len(shape) != 3 or min(shape) < 1 or shape[1] < 2):
         raise UsageError(
             f"shape is {','.join(map(str, shape))}; it is prompts, responses a prompt (2 at least),"
@@ -60,7 +62,7 @@ def run(
         return
     large = model or str(SMOLLM2.expanduser())
     for name in (only,) if only else SHAPES:
-        size = shape or SHAPES[name]
+        size = shape or SHAPES.get(name, SHAPES["step"])
         source = "embedded" if name == "embedded" else large
         for kind in kinds:
             head = {"name": name, "shape": list(size), "dtype": kind, "device": device.type}
@@ -69,6 +71,8 @@ def run(
                 error = None if once else gradient_error(source, kind)
                 row = training(load_model(source, dtype=kind), size, 1 if once else repeats)
                 yield head | row | {"max_error": error}
+            elif name == "trl":
+                yield from patched(source, size, kind, repeats, once, head)
             else:
                 yield from whole(source, size, kind, repeats, once, head)
 
@@ -86,10 +90,12 @@ def whole(
         say(f"{head['name']}, {head['dtype']}: first step of fastrl")
         peak = process_peak_bytes(ours, torch.device(head["device"]))
         ours.steps.clear()
-        theirs: list[float] = []
+        theirs: list[rivals.Step] = []
         failed = None
-        try:
-            theirs = rivals.trl_steps(ours.prompts, source, size, kind, repeats, between=ours)
+        try:  # the first of theirs is not counted
+            theirs = rivals.trl_steps(
+                ours.prompts, source, size, kind, repeats + 1, after=lambda n: n and ours()
+            )[1:]
         except ImportError as problem:
             failed = f"{type(problem).__name__}: {problem}"
             for _ in range(repeats):
@@ -98,8 +104,56 @@ def whole(
         if failed:
             yield row | {"baseline_ms": None, "speedup": None, "baseline_failed": failed}
             return
-        baseline = 1e3 * statistics.median(theirs)
+        baseline = 1e3 * statistics.median(step.whole for step in theirs)
         yield row | {"baseline_ms": baseline, "speedup": baseline / row["ms"]}
+
+
+PATCHES = {"trl": None, "trl, patched": False, "trl, loss in the forward": True}
+
+
+def patched(
+    source: str, size: Shape, kind: str, repeats: int, once: bool, head: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """TRL's own steps, its functions and fastrl's in turns."""
+    from fastrl.integrations.trl import patch_trl, unpatch_trl
+
+    error = None if once else rivals.head_error(kind)
+    levels = list(PATCHES.values())
+
+    def take(step: int) -> None:
+        unpatch_trl()
+        if (level := levels[step % len(levels)]) is not None:
+            patch_trl(loss_in_forward=level)
+
+    turns = len(levels) * (1 if once else 1 + repeats)
+    with tempfile.TemporaryDirectory() as directory:
+        prompts = Path(directory) / "prompts.jsonl"
+        write_prompts(prompts, 8 * size[0])
+        try:
+            steps = rivals.trl_steps(prompts, source, size, kind, turns, before=take)
+        finally:
+            unpatch_trl()
+    if once:
+        return
+    found = {name: steps[len(levels) + at :: len(levels)] for at, name in enumerate(PATCHES)}
+    baseline = 1e3 * statistics.median(step.whole for step in found["trl"])
+    for name, own in found.items():
+        whole = [1e3 * step.whole for step in own]
+        ms = statistics.median(whole)
+        rival = {"baseline": "TRL", "baseline_ms": baseline, "speedup": baseline / ms}
+        yield (
+            head
+            | {
+                "name": name,
+                "ms": ms,
+                "ms_p20": percentile(whole, 20),
+                "ms_p80": percentile(whole, 80),
+                "loss_ms": 1e3 * statistics.median(step.training for step in own),
+                "peak_bytes": None,
+                "max_error": None if name == "trl" else error,
+            }
+            | (rival if name != "trl" else dict.fromkeys(rival))
+        )
 
 
 def training(model: Decoder, size: Shape, repeats: int) -> dict[str, Any]:

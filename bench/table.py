@@ -15,7 +15,7 @@ from typing import Any
 
 def marks(record: list[dict[str, Any]]) -> tuple[str, str]:
     """Where a file holds the table of such rows."""
-    keys = {"answers_per_s": "grading", "tokens_per_s": "sampler", "rows": "step"}
+    keys = {"answers_per_s": "grading", "tokens_per_s": "sampler", "rows": "step", "loss_ms": "trl"}
     name = next((name for key, name in keys.items() if key in record[0]), "kernels")
     return f"<!-- {name}: made by bench/table.py -->", f"<!-- {name} end -->"
 
@@ -29,6 +29,8 @@ def table(record: list[dict[str, Any]]) -> str:
         return "\n\n".join(part for part in (speeds(record), costs(record), machine) if part)
     if "rows" in record[0]:
         return "\n\n".join((steps(record), machine))
+    if "loss_ms" in record[0]:
+        return "\n\n".join((patched(record), machine))
     parts = [times(record), errors(record), machine]
     return "\n\n".join(part for part in parts if part)
 
@@ -91,6 +93,19 @@ def steps(record: list[dict[str, Any]]) -> str:
             cells = [*head, f"{row['rows']:,}", _ms(row["ms"]), f"{row['tflops']:.3f}", share]
             alone.append("| " + " | ".join(cells) + " |")
     return "\n\n".join("\n".join(part) for part in (lines, alone) if len(part) > 2)
+
+
+def patched(record: list[dict[str, Any]]) -> str:
+    """Steps of TRL, its own functions and fastrl's in turns."""
+    lines = [
+        "| | model | prompts x responses x new | dtype | a step | loss, gradient, update | faster |",
+        "|---" * 7 + "|",
+    ]
+    for row in record:
+        faster = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
+        head = [row["name"], row["model"], _shape(row), row["dtype"]]
+        lines.append(f"| {' | '.join([*head, _ms(row['ms']), _ms(row['loss_ms']), faster])} |")
+    return "\n".join(lines)
 
 
 LIMITS = {  # share of what: the column's name

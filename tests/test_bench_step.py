@@ -38,15 +38,15 @@ def bench(tmp_path, *words: str, model: str = "embedded") -> list[dict]:
 def test_a_whole_step_by_phase(tmp_path, monkeypatch):
     turns = []
 
-    def three_steps(prompts, source, size, kind, repeats, between):
+    def three_steps(prompts, source, size, kind, repeats, after):
         turns.append((source, size, kind, repeats, len(prompts.read_text().splitlines())))
-        for _ in range(repeats):
-            between()
-        return [2.0] * repeats
+        for number in range(repeats):
+            after(number)
+        return [step.rivals.Step(9.0)] + [step.rivals.Step(2.0)] * (repeats - 1)
 
     monkeypatch.setattr(step.rivals, "trl_steps", three_steps)
     (row,) = bench(tmp_path, "--only", "step", "--shape", "3,4,5", "--dtype", "bfloat16")
-    assert turns == [("embedded", (3, 4, 5), "bfloat16", 1, 24)]
+    assert turns == [("embedded", (3, 4, 5), "bfloat16", 2, 24)]
     assert row.keys() >= CONTRACT
     assert (row["name"], row["shape"], row["dtype"]) == ("step", [3, 4, 5], "bfloat16")
     assert row["tokens_sampled"] == 3 * 4 * 5  # no end token ends a response

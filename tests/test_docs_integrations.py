@@ -70,8 +70,7 @@ def test_trl(tmp_path, monkeypatch):
     exec(text, names)
     from fastrl.integrations import trl as integration
 
-    history = names["trainer"].state.log_history
-    assert names["trainer"].state.global_step == 2 and "rewards/accuracy_reward/mean" in history[-2]
+    assert names["trainer"].state.global_step == 2
     assert integration.FusedHead.calls >= 2
 
 

@@ -6,6 +6,7 @@ models of random weights. Of what a step logs all is compared but times, and in 
 
 import functools
 import importlib.util
+import json
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import VOCAB_SIZE, tiny_tokenizer, write_tiny_model
 
 pytest.importorskip("trl", reason="trl is not installed; pip install 'fastrl[trl]'")
 
+from bench_table import table
 from datasets import Dataset
 from trl import (
     DPOConfig,
@@ -31,6 +33,7 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer import utils
 
 from fastrl import ops
+from fastrl.cli import main
 from fastrl.errors import UsageError
 from fastrl.integrations import trl as integration
 from fastrl.ops import head
@@ -344,6 +347,19 @@ def test_every_name_is_replaced_and_comes_back():
         integration.unpatch_trl()
         integration.unpatch_trl()
         assert all(a is b for a, b in zip(held(), before, strict=True))
+
+
+def test_the_benchmark_takes_turns(tmp_path):
+    out = tmp_path / "rows.json"
+    command = "bench step --only trl --model embedded --shape 2,4,4 --dtype float32 --repeats 1"
+    assert main([*command.split(), "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert [row["name"] for row in rows] == ["trl", "trl, patched", "trl, loss in the forward"]
+    assert all(0 < row["loss_ms"] < row["ms"] for row in rows)
+    assert [row["speedup"] for row in rows] == [
+        None, *(pytest.approx(rows[0]["ms"] / row["ms"]) for row in rows[1:])
+    ]  # fmt: skip
+    assert "| trl, patched | embedded | 2 x 4 x 4 | float32 |" in table(rows, "trl")
 
 
 def test_a_version_that_was_not_tried_is_refused(monkeypatch):
