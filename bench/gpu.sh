@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: build, then one of four parts, each in 8 minutes at most.
+# On a machine with a GPU: build, then one of five parts, each in 8 minutes at most.
 #
-#     bash bench/gpu.sh [kernels|sampler|costs|recipes] [OUT]    PYTHON=python3 has torch and triton
+#     bash bench/gpu.sh [kernels|sampler|costs|recipes|trl] [OUT]    PYTHON=python3 has torch and triton
 #
 # kernels: tests of the compiled kernels, wild accesses, benchmarks. sampler: its tests, its benchmarks, row by
 # row. costs: what a training step costs over four sweeps. recipes: state in host memory, and two steps of each
-# of the study's runs at its shapes, random weights. Leaves their output, kernels.json, sampler.json and costs.json,
+# of the study's runs at its shapes, random weights. trl (which must be installed): steps beside TRL's and inside
+# of it, of the model directory in MODEL (default: the embedded one). Leaves their output, kernels.json, sampler.json and costs.json,
 # their tables, roofline.png and costs.png in OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:-kernels}
 out=${2:-bench/results/gpu}
-case $part in kernels | sampler | costs | recipes) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs, recipes" >&2; exit 2 ;; esac
+case $part in kernels | sampler | costs | recipes | trl) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs, recipes, trl" >&2; exit 2 ;; esac
 python=${PYTHON:-python3}
 failed=0
 mkdir -p "$out"
@@ -44,6 +45,13 @@ if [ "$part" = costs ]; then
     step costs 400 costs.txt "$python" -m fastrl.cli bench step --only costs --repeats 1 --out "$out/costs.json"
     step costs-table 10 costs.md "$python" bench/table.py "$out/costs.json"
     step costs-picture 10 costs_picture.txt "$python" bench/costs.py "$out/costs.json" "$out/costs.png"
+    exit "$failed"
+fi
+if [ "$part" = trl ]; then
+    model=${MODEL:-embedded}
+    step trl 200 trl.txt "$python" -m fastrl.cli bench step --only trl --model "$model" --out "$out/trl.json"
+    step step 200 step.txt "$python" -m fastrl.cli bench step --only step --model "$model" --out "$out/step.json"
+    step trl-table 10 trl.md "$python" bench/table.py "$out/trl.json"
     exit "$failed"
 fi
 if [ "$part" = recipes ]; then

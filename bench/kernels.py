@@ -19,7 +19,7 @@ from fastrl.errors import UsageError
 
 NAMES = (
     "logprobs_and_entropy", "logprobs_and_entropy, backward", "policy_loss", *sample.SETTINGS,
-    "linear_policy_loss", "linear_logprobs_and_entropy",
+    "linear_policy_loss", "linear_policy_loss, any loss of rows", "linear_logprobs_and_entropy",
 )  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

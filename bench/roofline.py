@@ -25,7 +25,11 @@ ROWS = {  # operations a logit, and logits moved
     "logprobs_and_entropy, backward": (2 * FORWARD + GRADIENT, 3),
     "policy_loss": (FORWARD + GRADIENT, 2),
 }
-PRODUCTS = {"linear_policy_loss": 6, "linear_logprobs_and_entropy": 8}  # times T V D
+PRODUCTS = {  # times T V D
+    "linear_policy_loss": 6,
+    "linear_policy_loss, any loss of rows": 6,
+    "linear_logprobs_and_entropy": 8,
+}
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

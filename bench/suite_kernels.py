@@ -14,7 +14,9 @@ from fastrl.bench import head, rows, sample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROW_CASES = ("logprobs_and_entropy", "logprobs_and_entropy, backward", "policy_loss")
-HEAD_CASES = ("linear_policy_loss", "linear_logprobs_and_entropy")
+HEAD_CASES = (
+    "linear_policy_loss", "linear_policy_loss, any loss of rows", "linear_logprobs_and_entropy",
+)  # fmt: skip
 
 
 def contenders(module: Any, shape: Any, dtype: torch.dtype, name: str) -> Any:

@@ -98,7 +98,8 @@ def steps(record: list[dict[str, Any]]) -> str:
 def patched(record: list[dict[str, Any]]) -> str:
     """Steps of TRL, its own functions and fastrl's in turns."""
     lines = [
-        "| | model | prompts x responses x new | dtype | a step | loss, gradient, update | faster |",
+        "| | model | prompts x responses x new | dtype | a step | loss, gradient, update"
+        " | faster |",
         "|---" * 7 + "|",
     ]
     for row in record:

@@ -26,9 +26,10 @@ from fastrl.ops.rows import Kernels, LogitRows, wide_dtype
 # log-probs and entropies -> the loss, its derivatives by both; [N] each but for the loss
 LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
-# A chunk has CHUNK_BYTES of logits, and CHUNK_ROWS at least: products of fewer rows are slower. On
-# 2 cores, V = 49152, D = 576, 6 N V D of 1024 rows: 944 ms whole, 1070 in 3 chunks, 1143 in 8.
-CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 352
+# A chunk has CHUNK_BYTES of logits, and CHUNK_ROWS at least: products of fewer rows are slower, and
+# logits of more leave the cache. On 2 cores, V = 49152, D = 576, 8 N V D of 1024 rows: 939 ms in
+# 2 chunks, 991 in 3, 976 whole (929 the bare products); V = 151936: 2944, 3380, 3402 (2880).
+CHUNK_BYTES, CHUNK_ROWS = 1 << 25, 512
 GPU_CHUNK_BYTES = 1 << 30  # not yet measured
 JOINED_BYTES = 1 << 28  # of the logits' gradients that a CPU keeps in half precision
 
