@@ -37,9 +37,23 @@ Status binomial(int64_t n, int64_t k, Rational& value, Budget& budget) {
     return divide(top, bottom, value, budget);
 }
 
+// Of one limb: doubles give a root of at most 10^9 to the nearest integer.
+Status limb_root(uint64_t integer, int64_t degree, Integer& root, Budget& budget) {
+    const double guess = std::pow(static_cast<double>(integer), 1.0 / static_cast<double>(degree));
+    const auto nearest = static_cast<uint64_t>(std::llround(guess));
+    Rational raised;
+    if (const Status s = power(small(nearest), degree, raised, budget); s != Status::ok) return s;
+    if (raised.numerator.size() > 1 || raised.numerator.up_to(kLimb) != integer)
+        return Status::unsupported;
+    root = Integer{nearest};
+    return Status::ok;
+}
+
 // The n-th root where it is an integer: between two bounds that doubles give, by halving.
 Status integer_root(const Integer& integer, int64_t degree, Integer& root, Budget& budget) {
     if (integer.size() > kLargestRadicand) return Status::limit;
+    if (integer.size() == 1 && degree > 1)
+        return limb_root(integer.up_to(kLimb), degree, root, budget);
     const double size = ball(Rational{false, integer, Integer{1}}).real.high;
     const double guess = std::pow(size, 1.0 / static_cast<double>(degree));
     const auto from_double = [](double value) {

@@ -6,7 +6,6 @@ namespace fastrl::grading {
 
 namespace {
 
-constexpr uint64_t kLimb = 1'000'000'000'000'000'000;
 constexpr size_t kLimbDigits = 18;
 
 using Wide = unsigned __int128;

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <string_view>
-#include <vector>
+#include <utility>
 
 #include "budget.h"
+#include "limbs.h"
 
 namespace fastrl::grading {
+
+constexpr uint64_t kLimb = 1'000'000'000'000'000'000;
 
 // A magnitude: limbs of 18 decimal digits, the least first, none of them zero at the end.
 class Integer {
@@ -26,7 +29,7 @@ public:
     // The value where it is below `bound` (at most 10^18), else `bound`.
     uint64_t up_to(uint64_t bound) const;
     uint64_t modulo(uint64_t prime) const;
-    const std::vector<uint64_t>& limbs() const { return limbs_; }
+    const Limbs& limbs() const { return limbs_; }
 
     static int compare(const Integer& a, const Integer& b);
     static Integer sum(const Integer& a, const Integer& b);
@@ -38,7 +41,7 @@ public:
     bool operator==(const Integer& other) const { return limbs_ == other.limbs_; }
 
 private:
-    std::vector<uint64_t> limbs_;
+    Limbs limbs_;
 
     void trim();
 };
