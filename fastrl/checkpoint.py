@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastrl.distributed import ALONE, World
+from fastrl.durable import make_directories, sync
 from fastrl.errors import UsageError
 from fastrl.optim import Optimizer
 
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
+PARTIAL = ".partial_"  # before the name of what is being written or removed
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class TrainerState:
     step: int  # optimiser steps done
     prompts_drawn: int  # position of the prompt stream
     tokens_sampled: int  # since the start of the run
+    attempt: int = 0  # how often the run was rolled back to an older checkpoint
+    max_tokens_per_batch: int = 0  # less than configured where memory ran out; 0: as configured
 
 
 def sha256(path: Path) -> str:
@@ -52,49 +54,59 @@ def weights_sha256(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_checkpoint(
     directory: Path,
-    write_model,
-    optimizer: Optimizer,
+    write_model: Callable[[Path], object],
+    optimizer: Mapping[str, Tensor],
     state: TrainerState,
-    world: World = ALONE,
 ) -> Path:
-    """Write `directory`/step_N and return it; `write_model(path)` saves the model's files there.
+    """Write `directory`/step_N and return it, on the disk.
 
-    Every process calls it, and the first one writes.
+    `write_model(path)` saves the model's files there, `optimizer` is `Optimizer.state_tensors()`.
+    Whatever is raised, older checkpoints are as they were, and what was written so far is gone.
     """
     target = directory / f"step_{state.step}"
-    tensors = optimizer.state_tensors()
-    if not world.is_first:
-        return target
-    partial = directory / f".partial_step_{state.step}"
-    directory.mkdir(parents=True, exist_ok=True)
-    if partial.exists():
-        shutil.rmtree(partial)
+    partial = directory / f"{PARTIAL}step_{state.step}"
+    make_directories([directory])
+    remove(partial)
     partial.mkdir()
-    write_model(partial)
-    save_file(tensors, partial / OPTIMIZER)
-    (partial / STATE).write_text(json.dumps(asdict(state), indent=1))
-    files = sorted(p for p in partial.rglob("*") if p.is_file())
-    manifest = {
-        str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
-    }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [*files, partial / MANIFEST, partial]:
-        _sync(path)
-    if target.exists():
-        shutil.rmtree(target)
+    try:
+        write_model(partial)
+        save_file(dict(optimizer), partial / OPTIMIZER)
+        (partial / STATE).write_text(json.dumps(asdict(state), indent=1))
+        files = sorted(p for p in partial.rglob("*") if p.is_file())
+        manifest = {
+            str(p.relative_to(partial)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+            for p in files
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        sync(*files, partial / MANIFEST, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    remove(target)  # of a run that was cut back to an older step
     partial.rename(target)
-    _sync(directory)
+    sync(directory)
     return target
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; one that is half removed has no checkpoint's name."""
+    if path.is_dir():
+        going = path.with_name(f"{PARTIAL}removed_{path.name.removeprefix(PARTIAL)}")
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going)
+
+
+def steps(directory: Path) -> dict[int, Path]:
+    """The checkpoints under `directory`, whole or not, by their step, the newest first."""
+    found = {
+        int(p.name.removeprefix("step_")): p
+        for p in directory.glob("step_*")
+        if p.name.removeprefix("step_").isdecimal()
+    }
+    return dict(sorted(found.items(), reverse=True))
 
 
 def damage(path: Path) -> str | None:
@@ -116,9 +128,8 @@ def damage(path: Path) -> str | None:
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint under `directory`, and a sentence for every one passed over."""
-    found = [p for p in directory.glob("step_*") if p.name.removeprefix("step_").isdigit()]
     skipped: list[str] = []
-    for path in sorted(found, key=lambda p: int(p.name.removeprefix("step_")), reverse=True):
+    for path in steps(directory).values():
         problem = damage(path)
         if problem is None:
             return path, skipped

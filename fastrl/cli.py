@@ -17,11 +17,13 @@ from fastrl import __version__, config
 from fastrl.cli_bench import add_bench, bench_command
 from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.distributed import World, joined
-from fastrl.errors import UsageError, check_folders
+from fastrl.errors import Failure, UsageError, check_folders
 from fastrl.grading import MODES, GradingPolicy
 
 if TYPE_CHECKING:
+    from fastrl.display import Display
     from fastrl.evaluate import Evaluation, Request
+    from fastrl.run import Run
 
 # Threads that wait must sleep, not spin, or one busy program beside a run stops it: a step of the
 # default run on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
@@ -74,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"fastrl: {error}", file=sys.stderr)
         return USAGE
+    except Failure as error:
+        print(f"fastrl: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("fastrl: interrupted", file=sys.stderr)
         return FAILED
@@ -134,6 +139,10 @@ def train_command(known: argparse.Namespace, rest: list[str]) -> int:
         return _run(lambda say: start(settings, world), world)
 
 
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _settings(words: list[str]) -> config.Config:
     """The configuration of a file, if the first word is one, and of what the others change."""
     settings = config.Config()
@@ -163,47 +172,74 @@ def resume_command(known: argparse.Namespace, rest: list[str]) -> int:
         return _run(lambda say: resume(known.run_dir, say, world), world)
 
 
-def _run(make: Callable, world: World) -> int:
-    from fastrl.curves import draw_curves
-    from fastrl.display import Display, final_table
-    from fastrl.train import Stopped, train
+def _run(make: Callable[[Callable[[str], None]], Run], world: World) -> int:
+    from fastrl.display import Display
+    from fastrl.guard import RollBack
+    from fastrl.run import resume
 
     started = time.perf_counter()
-    run = make(lambda line: print(line, file=sys.stderr))
+    run = make(_warn)
+    while True:
+        title = f"{run.objective.name} ({run.objective.study_name}): converges to"
+        print(f"{title} {run.objective.target}", flush=True)
+        path, attempt = run.directory.path, run.attempt + 1
+        try:
+            with Display(run.step, run.config.train.max_steps, memory=run.memory) as display:
+                if not _train(run, display):
+                    return STOPPED
+        except RollBack:
+            del run, display  # their memory before the next's
+            run = resume(path, _warn, world, attempt)
+            continue
+        if world.is_first:
+            _report(run, time.perf_counter() - started)
+        return OK
+
+
+def _train(run: Run, display: Display) -> bool:
+    """Train to the last step; False where the run was stopped on request before."""
+    from fastrl.train import Stopped, train
+
+    files = run.directory
+    display.say(
+        f"model {run.config.model.name}, data {run.config.data.source}, run in {files.path}"
+    )
+    for line in (*run.notes, str(run.memory)):
+        display.say(line)
+    if run.step == 0:
+        for split in ("validation", "test"):
+            run.evaluate(split, display)
+    try:
+        train(run, display)
+    except Stopped as stop:
+        display.say(f"stopped after step {stop}; continue with: fastrl resume {files.path}")
+        return False
+    run.evaluate("test", display)
+    return True
+
+
+def _report(run: Run, seconds: float) -> None:
+    """The picture, the table of base against trained, and where everything is."""
+    from rich.console import Console
+
+    from fastrl.curves import draw_curves
+    from fastrl.display import final_table
+
     objective, files = run.objective, run.directory
     title = f"{objective.name} ({objective.study_name}): converges to {objective.target}"
-    print(title, flush=True)
-    with Display(run.step, run.config.train.max_steps, memory=run.memory) as display:
-        display.say(
-            f"model {run.config.model.name}, data {run.config.data.source}, run in {files.path}"
-        )
-        for line in (*run.notes, str(run.memory)):
-            display.say(line)
-        if run.step == 0:
-            for split in ("validation", "test"):
-                run.evaluate(split, display)
-        try:
-            train(run, display)
-        except Stopped as stop:
-            display.say(f"stopped after step {stop}; continue with: fastrl resume {files.path}")
-            return STOPPED
-        run.evaluate("test", display)
-    if not world.is_first:
-        return OK
     draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
     tests = [e for e in files.read_evaluations() if e["split"] == "test"]
+    if len(tests) >= 2:
+        Console().print(final_table(tests[0], tests[-1]))
     places = [
         ("model", str(files.checkpoints / f"step_{run.step}")),
         ("metrics", str(files.metrics)),
         ("completions", str(files.completions)),
         ("picture", str(files.curves)),
     ]
-    if len(tests) >= 2:
-        display.console.print(final_table(tests[0], tests[-1]))
     for name, path in places:  # plain: a table would break a long path in two
         print(f"{name:<12} {path}", flush=True)
-    print(f"{run.config.train.max_steps} steps, {time.perf_counter() - started:.0f} s")
-    return OK
+    print(f"{run.config.train.max_steps} steps, {seconds:.0f} s")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:

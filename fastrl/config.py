@@ -219,6 +219,33 @@ class EvalConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int = setting(25, "steps between checkpoints; 0: only the last")
+    keep_last: int = setting(0, "newest checkpoints that are kept; 0: all")
+    keep_best: int = setting(
+        0, "with keep_last: others kept, of the best accuracy on the validation split"
+    )
+    background: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "write while the run goes on, from a copy in host memory; auto: of a run on a GPU",
+    )
+    on_error: Literal["stop", "go_on"] = setting(
+        "stop", "when a checkpoint cannot be written, as on a full disk"
+    )
+
+
+@dataclass(frozen=True)
+class AnomalyConfig:
+    nonfinite: Literal["stop", "skip", "roll_back"] = setting(
+        "stop",
+        "when a log-prob, the loss or the gradient is not finite; skip: update nothing and go on;"
+        " roll_back: to the newest checkpoint, with other random numbers",
+    )
+    collapse: Literal["auto", "stop", "skip", "roll_back", "go_on"] = setting(
+        "auto",
+        "when all responses are cut off or empty, the entropy is under its floor, or the accuracy"
+        " fell by half; auto: stop, but go on where sharpening leads there",
+    )
+    entropy_floor: float = setting(0.001, "of the policy, in nats a token; 0: no such rule")
+    max_attempts: int = setting(3, "how often a run is rolled back")
 
 
 @dataclass(frozen=True)
@@ -233,6 +260,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
 
 
 TABLES: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}

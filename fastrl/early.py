@@ -19,7 +19,7 @@ from fastrl.shares import shares_prompts
 from fastrl.types import Batch, Completion, Prompt
 
 if TYPE_CHECKING:
-    from fastrl.train import Learner
+    from fastrl.step import Learner
 
 EarlyScores = Sequence[tuple[Batch, BatchScores]]
 

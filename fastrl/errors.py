@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend."""
+"""The errors that are said in one sentence."""
 
 from pathlib import Path
 
@@ -7,6 +7,13 @@ class UsageError(ValueError):
     """A user's mistake: one sentence with what was given, what is allowed and the way out.
 
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class Failure(RuntimeError):
+    """What went wrong around a run that was asked for rightly: a full disk, a run that collapsed.
+
+    One sentence; the command line prints it without a traceback and exits with code 1.
     """
 
 

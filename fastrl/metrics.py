@@ -16,7 +16,8 @@ from fastrl.types import Scored
 
 if TYPE_CHECKING:
     from fastrl.rollouts import Rollouts
-    from fastrl.train import StepResult
+    from fastrl.scoring import Scores
+    from fastrl.step import StepResult
 
 METRICS: dict[str, tuple[str, str]] = {
     "step": ("count", "optimiser steps done, this one included"),
@@ -154,7 +155,7 @@ def step_metrics(
     metrics: dict[str, Any] = {
         "step": step,
         "objective": objective.name,
-        **_task_metrics(groups),
+        **task_metrics(groups),
         **_likelihood_metrics(groups, result, lengths, world),
         "length_mean": float(lengths.mean()),
         "length_median": float(np.median(lengths)),
@@ -209,7 +210,14 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _task_metrics(groups: Sequence[Sequence[Scored]]) -> dict[str, float | None]:
+def mean_entropy(groups: Sequence[Sequence[Scored]], scores: Scores, world: World) -> float:
+    """Of the policy's next-token distribution over all response tokens that were scored, nats."""
+    lengths = np.array([len(s.completion.token_ids) for group in groups for s in group])
+    total = world.sum(sum(float(b.of_policy[1].double().sum()) for b in scores.batches))[0]
+    return total / max(1, int(lengths[np.isfinite(scores.ref_logprob_R)].sum()))
+
+
+def task_metrics(groups: Sequence[Sequence[Scored]]) -> dict[str, float | None]:
     """Verdicts and task rewards; the verifier's accuracy whatever the objective."""
     responses = [s for group in groups for s in group]
     verdicts = [s.grade.correct for s in responses if s.grade and s.grade.correct is not None]
@@ -248,9 +256,8 @@ def _likelihood_metrics(
     tokens = max(1, int(lengths[scored].sum()))
     gaps = [(b.ref_logprobs_M - b.of_policy[0]).double() for b in scores.batches]
     drift = [(b.sampler_logprobs_M - b.of_policy[0]).double() for b in scores.batches]
-    kl_k3, entropy, mismatch = world.sum(
+    kl_k3, mismatch = world.sum(
         sum(float((g.exp() - 1 - g).sum()) for g in gaps),
-        sum(float(b.of_policy[1].double().sum()) for b in scores.batches),
         sum(float(d.sum()) for d in drift),
     )
     ratios = world.gather(max((float((-d).exp().max()) for d in drift), default=None))
@@ -270,7 +277,7 @@ def _likelihood_metrics(
         "policy_logprob_token": lpi[scored].sum() / tokens,
         "kl": _mean(lpi[scored] - lp[scored]),
         "kl_k3": kl_k3 / max(1, scored.sum()),
-        "entropy": entropy / tokens,
+        "entropy": mean_entropy(groups, scores, world),
         "corr_reward_ref_logprob": _mean(correlations),
         "cov_reward_ref_logprob": _mean(covariances),
         "mismatch_kl": mismatch / tokens,

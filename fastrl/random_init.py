@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,8 +71,13 @@ def random_sha256(outline: Outline, seed: int) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
-def save_random_model(model: Decoder, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a directory that transformers' `from_pretrained` loads, from shapes alone."""
+def save_random_model(
+    model: Decoder, tokenizer: Tokenizer, directory: Path, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Write a directory that transformers' `from_pretrained` loads, from shapes and weights.
+
+    `tensors`: what `weights.hf_tensors` gave of the model.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory)
     values = model.config.to_hf(
@@ -80,4 +85,4 @@ def save_random_model(model: Decoder, tokenizer: Tokenizer, directory: Path) -> 
         eos_token_id=list(tokenizer.eos_token_ids),
     )
     write_json(directory / "config.json", values)
-    save_weights(model, directory)
+    save_weights(tensors, directory)

@@ -79,6 +79,7 @@ def sample(
                 run.sampling,
                 prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
                 step=run.step,
+                stream=run.stream,
                 on_event=grader.add,
             )
             run.sampler.release()

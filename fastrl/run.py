@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastrl.checkpoint import (
     TrainerState,
@@ -17,14 +19,16 @@ from fastrl.checkpoint import (
     read_optimizer,
     read_state,
     weights_sha256,
-    write_checkpoint,
 )
 from fastrl.config import Config, read_toml
 from fastrl.datasources import Example
 from fastrl.distributed import ALONE, World
+from fastrl.environment import data_sha256, describe, differences
 from fastrl.errors import UsageError
 from fastrl.evaluate import Evaluation, evaluate
 from fastrl.fit import MAX_RUNNING
+from fastrl.guard import Vitals
+from fastrl.keeper import Keeper
 from fastrl.lint_golds import check_golds
 from fastrl.losses import LossSpec
 from fastrl.memory_plan import SAMPLE, SCORE, MemoryPlan
@@ -40,9 +44,9 @@ from fastrl.run_directory import RunDirectory
 from fastrl.sampler import Sampler, SamplingParams
 from fastrl.sharding import copy_weights, gathered, shard
 from fastrl.shares import pack_share, score_share
+from fastrl.step import Learner
 from fastrl.tokenizer import Tokenizer
-from fastrl.train import Learner
-from fastrl.weights import load_weights, save_model
+from fastrl.weights import hf_tensors, load_weights, save_model
 
 if TYPE_CHECKING:
     from fastrl.display import Display
@@ -64,8 +68,12 @@ class Run:
     held_out: Mapping[str, Sequence[Example]]  # "validation" and "test", where asked for
     notes: list[str]  # what the user should know before the first step
     memory: MemoryPlan
-    step: int  # optimiser steps done
-    tokens_sampled: int
+    data_sha256: Mapping[str, str]  # of each split
+    step: int = 0  # optimiser steps done
+    tokens_sampled: int = 0
+    attempt: int = 0  # how often it was rolled back
+    history: list[Vitals] = field(default_factory=list)  # of the steps done
+    told: set[str] = field(default_factory=set)  # rules of anomalies that have a capsule
 
     def evaluate(self, split: str, display: Display) -> None:
         """Evaluate the policy on "validation" or "test" and add the line to eval.jsonl.
@@ -107,25 +115,53 @@ class Run:
         scores = score_share(learner, batches, completions)
         return float(np.mean(scores.policy_logprob_R - scores.ref_logprob_R))
 
-    def save_checkpoint(self) -> Path:
-        """Write checkpoints/step_N of the state as it is."""
+    @property
+    def state(self) -> TrainerState:
+        """What a checkpoint holds beside tensors."""
+        return TrainerState(
+            step=self.step,
+            prompts_drawn=self.prompts.position,
+            tokens_sampled=self.tokens_sampled,
+            attempt=self.attempt,
+            max_tokens_per_batch=self.learner.max_tokens_per_batch,
+        )
+
+    @property
+    def stream(self) -> str:
+        """The random numbers that responses are sampled with: others after each rolling back."""
+        return f"attempt-{self.attempt - 1}" if self.attempt else "train"
+
+    def keeper(self, say: Callable[[str], None]) -> Keeper:
+        """What writes this run's checkpoints; `say` takes a line for the user."""
+        on_gpu = self.learner.optimizer.device.type == "cuda"
+        settings = self.config.checkpoint
+        return Keeper(settings, self.directory, self.write_model, say, on_gpu=on_gpu)
+
+    def write_model(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        """Save the policy's files with these weights, as `hf_tensors` gives them."""
         policy, model = self.learner.policy, self.config.model
         assert isinstance(policy, Decoder)
+        if model.random_init:
+            save_random_model(policy, self.tokenizer, path, weights)
+        else:
+            save_model(policy, resolve_model(model.name), path, weights)
 
-        def write(path: Path) -> None:
-            if model.random_init:
-                save_random_model(policy, self.tokenizer, path)
-            else:
-                save_model(policy, resolve_model(model.name), path)
+    @contextmanager
+    def tensors(self) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """The policy's weights under Hugging Face's names, and the optimiser's state, as they are.
 
+        Every process enters it; they are whole, on the first, for as long as it lasts.
+        """
+        policy = self.learner.policy
+        assert isinstance(policy, Decoder)
         with gathered(policy, keep=self.learner.keep_gathered):
-            return write_checkpoint(
-                self.directory.checkpoints,
-                write,
-                self.learner.optimizer,
-                TrainerState(self.step, self.prompts.position, self.tokens_sampled),
-                self.learner.world,
-            )
+            yield hf_tensors(policy), self.learner.optimizer.state_tensors()
+
+    def save_checkpoint(self, keeper: Keeper) -> None:
+        """Have checkpoints/step_N of the state as it is written. Every process."""
+        with self.tensors() as (weights, moments):
+            if self.learner.world.is_first:
+                keeper.save(weights, moments, self.state)
 
 
 def loss_spec(config: Config) -> tuple[LossSpec, str]:
@@ -167,13 +203,16 @@ def start(config: Config, world: World = ALONE) -> Run:
     made = RunDirectory.create(config) if world.is_first else None
     path = world.from_first(str(made.path) if made else "")
     run.directory = made or RunDirectory(Path(path), writes=False)
+    run.directory.add_environment({**describe(), "step": 0, "data": run.data_sha256})
     return run
 
 
-def resume(path: str | Path, say: Callable[[str], None], world: World = ALONE) -> Run:
+def resume(
+    path: str | Path, say: Callable[[str], None], world: World = ALONE, attempt: int = 0
+) -> Run:
     """The run in `path` at its newest whole checkpoint, its later records dropped.
 
-    The number of processes may be another one.
+    The number of processes may be another one. `attempt`: of a run that is rolled back.
     """
     directory = RunDirectory.open(path, writes=world.is_first)
     config = read_toml(directory.config)
@@ -184,20 +223,45 @@ def resume(path: str | Path, say: Callable[[str], None], world: World = ALONE) -
             say(line)
     name = world.from_first(checkpoint.name if checkpoint else "")
     checkpoint = directory.checkpoints / name if name else None
+    run = restored(config, checkpoint, world)
+    then = directory.read_environment()
+    for split, digest in run.data_sha256.items():
+        if then and then["data"].get(split) != digest:
+            raise UsageError(
+                f"the {split} prompts are not those that this run began with (their SHA-256 in"
+                f" {directory.environment} differs); put the data back as they were"
+            )
+    now = {**describe(), "step": run.step, "data": run.data_sha256}
+    if changed := differences(then, now):
+        say(f"not as at the start of the run, so that bits may differ: {'; '.join(changed)}")
+    run.directory = directory
+    run.attempt = max(run.attempt, attempt)
+    directory.cut_back(run.step if checkpoint else -1)
+    directory.add_environment(now)
+    run.history = [Vitals.of_metrics(line) for line in directory.read_metrics()]
+    run.told = set() if attempt else directory.told()
+    return run
+
+
+def restored(config: Config, checkpoint: Path | None, world: World = ALONE) -> Run:
+    """A run at a checkpoint, or at its start where there is none, without its directory.
+
+    Raises UsageError where the configured model is not the one that the run began with.
+    """
     prepared = prepare(config, world.size)
     if initial_sha256(config, prepared) != config.model.sha256:
         raise UsageError(
             f"the reference {config.model.name} is not the model that this run started from (its "
             "SHA-256 differs); put the original weights back"
         )
-    state = read_state(checkpoint) if checkpoint else TrainerState(0, 0, 0)
     run = assemble(config, checkpoint, world, prepared)
-    run.directory = directory
     if checkpoint:
         read_optimizer(checkpoint, run.learner.optimizer)
-    run.step, run.tokens_sampled = state.step, state.tokens_sampled
-    run.prompts.position = state.prompts_drawn
-    directory.cut_back(state.step if checkpoint else -1)
+        state = read_state(checkpoint)
+        run.step, run.tokens_sampled, run.attempt = state.step, state.tokens_sampled, state.attempt
+        run.prompts.position = state.prompts_drawn
+        if rows := state.max_tokens_per_batch:
+            run.learner = replace(run.learner, max_tokens_per_batch=rows)
     return run
 
 
@@ -319,6 +383,5 @@ def assemble(
         held_out={split: found.examples for split, found in sets.items()},
         notes=notes,
         memory=prepared.memory,
-        step=0,
-        tokens_sampled=0,
+        data_sha256={split: data_sha256(s.examples) for split, s in prepared.sets.items()},
     )

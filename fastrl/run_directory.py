@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrl import durable
 from fastrl.config import Config, write_toml
-from fastrl.errors import UsageError
-from fastrl.train import StepResult
+from fastrl.errors import Failure, UsageError
+from fastrl.step import StepResult
 from fastrl.types import Scored
 
 
 class RunDirectory:
-    """The directory of one run; after a crash only the last line of a log can be half there.
+    """The directory of one run.
 
-    Without `writes`, as on all processes but the first, it is left as it is.
+    Records are on the disk once `take_unsynced` has named their files and those were synced, which
+    a checkpoint does; after a crash what is younger may be missing, or half there.
+    Without `writes`, as on all processes but the first, all is left as it is.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -32,7 +36,10 @@ class RunDirectory:
         self.evaluations = path / "eval.jsonl"
         self.completions = path / "completions"
         self.checkpoints = path / "checkpoints"
+        self.anomalies = path / "anomalies"
+        self.environment = path / "environment.jsonl"
         self.curves = path / "curves.png"
+        self._unsynced: set[Path] = set()
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
@@ -45,14 +52,13 @@ class RunDirectory:
                 "or give another --output-dir"
             )
         try:
-            run.completions.mkdir(parents=True, exist_ok=True)
-            run.checkpoints.mkdir(exist_ok=True)
+            durable.make_directories([run.completions, run.checkpoints])
+            durable.replace(run.config, lambda path: write_toml(config, path))
         except OSError as error:
             raise UsageError(
                 f"the run directory {run.path} cannot be made: {error.strerror}; give another"
                 " --output-dir"
             ) from None
-        write_toml(config, run.config)
         return run
 
     @classmethod
@@ -64,36 +70,43 @@ class RunDirectory:
         return run
 
     def cut_back(self, step: int) -> None:
-        """Drop every record of a step after `step`, and a half-written last line."""
+        """Drop every record of a step after `step`, and all from a line on that is not whole."""
         if not self.writes:
             return
         for path in (self.metrics, self.evaluations):
             if not path.exists():
                 continue
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step
-            ]
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(b"".join(kept))
-            os.replace(partial, path)
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+            durable.replace_bytes(path, b"".join(kept))
         for path in self.completions.glob("step_*.parquet*"):
             if int(path.name.removeprefix("step_").split(".")[0]) > step:
                 path.unlink()
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
-        if self.writes:
-            _append(self.metrics, line)
+        self._append(self.metrics, line)
 
     def add_evaluation(self, line: Mapping[str, Any]) -> None:
         """Append one evaluation to eval.jsonl."""
-        if self.writes:
-            _append(self.evaluations, line)
+        self._append(self.evaluations, line)
 
     def has_evaluation(self, step: int, split: str) -> bool:
         """Whether eval.jsonl has the line of this step and split."""
         return any((e["step"], e["split"]) == (step, split) for e in self.read_evaluations())
+
+    def add_environment(self, line: Mapping[str, Any]) -> None:
+        """Append what the run is made with, at its start and at each resumption."""
+        self._append(self.environment, line)
+
+    def read_environment(self) -> dict[str, Any]:
+        """What the run was started with; empty where nobody wrote it down."""
+        lines = _whole_lines(self.environment) if self.environment.exists() else []
+        return json.loads(lines[0]) if lines else {}
+
+    def told(self) -> set[str]:
+        """The rules of the anomalies that have a capsule, of any attempt."""
+        found = self.anomalies.glob("step_*/capsule.json")
+        return {path.parent.name.rpartition("_")[2] for path in found}
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every step so far."""
@@ -136,8 +149,36 @@ class RunDirectory:
             )
         target = self.completions / f"step_{step:06d}.parquet"
         partial = target.with_suffix(".parquet.partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema=COMPLETIONS), partial)
-        os.replace(partial, target)
+        with self._written(target):
+            pq.write_table(pa.Table.from_pylist(rows, schema=COMPLETIONS), partial)
+            partial.replace(target)
+
+    def take_unsynced(self) -> list[Path]:
+        """The files and directories that may not be on the disk as they are, each told of once."""
+        found, self._unsynced = self._unsynced, set()
+        return sorted(found)
+
+    def accuracies(self) -> dict[int, float]:
+        """The accuracy on the validation split at every step at which it was evaluated."""
+        lines = self.read_evaluations()
+        return {e["step"]: e["accuracy"] for e in lines if e["split"] == "validation"}
+
+    def _append(self, path: Path, line: Mapping[str, Any]) -> None:
+        if self.writes:
+            with self._written(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[None]:
+        """While a file is written; Failure where it cannot be."""
+        try:
+            yield
+        except OSError as error:
+            raise Failure(
+                f"{path} cannot be written: {error.strerror or error}; make room, then continue"
+                f" with: fastrl resume {self.path}"
+            ) from None
+        self._unsynced |= {path, path.parent}
 
 
 COMPLETIONS = pa.schema(
@@ -165,9 +206,17 @@ COMPLETIONS = pa.schema(
 )
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a log up to the first that is no JSON object with a step, or has no end."""
+    lines = path.read_bytes().splitlines(keepends=True)
+
+    def is_whole(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and isinstance(json.loads(line)["step"], int)
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    return list(takewhile(is_whole, lines))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ Legend: R: responses of a step, N: packed rows, M: response rows of a packed bat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,12 +42,31 @@ class BatchScores:
         return self.logprobs_M, self.entropy_M
 
     def sums(self, values_M: torch.Tensor) -> np.ndarray:
-        """Over each response, fp64. Raises FloatingPointError where one is not finite."""
+        """Over each response, fp64."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        found = np.add.reduceat(values_M.double().cpu().numpy(), starts)
-        if not np.isfinite(found).all():
-            raise FloatingPointError("the log-prob of a sampled response is not finite")
-        return found
+        return np.add.reduceat(values_M.double().cpu().numpy(), starts)
+
+    def by_response(self) -> Iterator[tuple[int, BatchScores]]:
+        """The rows of each response by themselves, with its index."""
+        ends = np.cumsum(self.lengths)
+        for n, (end, length) in enumerate(zip(ends, self.lengths, strict=True)):
+            of_one, rows = slice(n, n + 1), slice(end - length, end)
+            vectors: Any = {k: None if x is None else x[rows] for k, x in self._vectors().items()}
+            one = BatchScores(self.responses[of_one], self.lengths[of_one], **vectors)
+            yield int(self.responses[n]), one
+
+    @staticmethod
+    def joined(parts: Sequence[BatchScores]) -> BatchScores:
+        """The rows of several as those of one batch."""
+        vectors: Any = {
+            name: None if x is None else torch.cat([p._vectors()[name] for p in parts])
+            for name, x in parts[0]._vectors().items()
+        }
+        responses, lengths = ([getattr(p, k) for p in parts] for k in ("responses", "lengths"))
+        return BatchScores(np.concatenate(responses), np.concatenate(lengths), **vectors)
+
+    def _vectors(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_M")}
 
     def repeat(self, values_R: np.ndarray) -> torch.Tensor:
         """One entry a response as one entry a response row, [M], on the batch's device."""
@@ -119,7 +139,6 @@ def score_responses(
     """lp and lpi of every packed response; `Batch.sequences` are indices into `completions`.
 
     Without a policy lpi is nan until `add_policy`. `early`: batches that were scored already.
-    Raises FloatingPointError when a log-prob is not finite.
     """
     lp_R, lpi_R = (np.full(len(completions), np.nan) for _ in range(2))
     known = {batch.sequences: rows for batch, rows in early}
@@ -136,10 +155,7 @@ def score_responses(
 
 
 def add_policy(scores: Scores, seen: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Scores:
-    """The scores with the policy's log-probs and entropies of each batch, [M] each.
-
-    Raises FloatingPointError when a log-prob is not finite.
-    """
+    """The scores with the policy's log-probs and entropies of each batch, [M] each."""
     lpi_R, batches = np.full_like(scores.policy_logprob_R, np.nan), []
     for rows, (logprobs_M, entropy_M) in zip(scores.batches, seen, strict=True):
         lpi_R[rows.responses] = rows.sums(logprobs_M)

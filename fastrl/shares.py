@@ -16,7 +16,7 @@ from fastrl.scoring import BatchScores, Scores, score, score_responses
 from fastrl.types import Batch, Completion
 
 if TYPE_CHECKING:
-    from fastrl.train import Learner
+    from fastrl.step import Learner
 
 
 def pack_share(
@@ -59,7 +59,6 @@ def score_share(
     """The scores of every process's batches; rows of this one's.
 
     `early`: batches that were scored already.
-    Raises FloatingPointError as `score_responses`.
     """
     policy = learner.policy if with_policy else None
     temperature = learner.objective.temperature

@@ -23,7 +23,7 @@ from typing import NoReturn, TypeVar
 import torch.distributed as dist
 
 from fastrl.distributed import World
-from fastrl.errors import UsageError
+from fastrl.errors import Failure, UsageError
 
 T = TypeVar("T")
 
@@ -104,6 +104,8 @@ class Watch:
             signal.signal(number, signal.SIG_IGN)
         if isinstance(error, UsageError):
             self._end(str(error), USAGE)
+        if isinstance(error, Failure):
+            self._end(str(error), FAILED)
         # a collective that broke and a signal of torchrun's are what a death elsewhere looks like
         if isinstance(error, (RuntimeError, OSError, KeyboardInterrupt)):
             deadline = time.monotonic() + PATIENCE_S

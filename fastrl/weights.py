@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,12 +199,18 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def save_model(model: Decoder, source_dir: str | Path, out_dir: str | Path) -> None:
+def save_model(
+    model: Decoder,
+    source_dir: str | Path,
+    out_dir: str | Path,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a directory that transformers' `from_pretrained` loads.
 
     Weights go to one model.safetensors under Hugging Face's names in the model's dtype;
     config.json (its dtype updated), the generation configuration and the tokenizer's files come
-    from `source_dir`. Other files in `out_dir` are left alone.
+    from `source_dir`. Other files in `out_dir` are left alone. `tensors`: a copy that `hf_tensors`
+    gave before, in place of the model's weights as they are.
     """
     source, out = Path(source_dir), Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -215,10 +221,10 @@ def save_model(model: Decoder, source_dir: str | Path, out_dir: str | Path) -> N
     for name in COMPANIONS:
         if (source / name).is_file() and source.resolve() != out.resolve():
             shutil.copyfile(source / name, out / name)
-    save_weights(model, out)
+    save_weights(hf_tensors(model) if tensors is None else tensors, out)
 
 
-def save_weights(model: Decoder, directory: Path) -> None:
-    """Write `directory`/model.safetensors under Hugging Face's names in the model's dtype."""
-    tensors = {name: tensor.detach() for name, tensor in hf_tensors(model).items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+def save_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Write `directory`/model.safetensors of what `hf_tensors` gave."""
+    detached = {name: tensor.detach() for name, tensor in tensors.items()}
+    save_file(detached, directory / "model.safetensors", metadata={"format": "pt"})

@@ -22,15 +22,7 @@ from fastrl.optim import Optimizer
 from fastrl.run import loss_spec
 from fastrl.sharding import assemble, gathered, piece, scatter, shard
 from fastrl.shares import score_share
-from fastrl.train import (
-    TRAINED,
-    Learner,
-    advantage,
-    assign_roles,
-    backward,
-    pack_responses,
-    reward,
-)
+from fastrl.step import TRAINED, Learner, advantage, assign_roles, backward, pack_responses, reward
 
 CASES = {
     "one micro-batch": {"budget": 8192},

@@ -32,7 +32,7 @@ from fastrl.optim import Optimizer
 from fastrl.sampler import Event
 from fastrl.scoring import score_batch
 from fastrl.shapes import SHAPES
-from fastrl.train import FAILED, Learner, train_step
+from fastrl.step import FAILED, Learner, train_step
 
 ON = ["--train.score_while_sampling", "on", "--train.max_tokens_per_batch", "200"]
 TASK = replace(Config(), objective=replace(Config().objective, name="task"))

@@ -15,14 +15,7 @@ from fastrl.model import load_model
 from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
 from fastrl.scoring import response_rows
-from fastrl.train import (
-    FILTERED,
-    MASKED,
-    TRAINED,
-    Learner,
-    assign_roles,
-    train_step,
-)
+from fastrl.step import FILTERED, MASKED, TRAINED, Learner, assign_roles, train_step
 
 CLIP = LossSpec(loss="clip", clip_low=0.01, clip_high=0.01, on_policy=True)
 TASK = replace(Config(), objective=replace(Config().objective, name="task"))

@@ -14,7 +14,7 @@ from fastrl.model import load_model
 from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
 from fastrl.scoring import score_responses
-from fastrl.train import TRAINED, Learner, backward, pack_responses
+from fastrl.step import TRAINED, Learner, backward, pack_responses
 
 PROMPTS, GROUP = 5, 4
 SPECS = {

@@ -16,7 +16,7 @@ from fastrl.config import Config, parse_overrides
 from fastrl.dry_run import Assumed, dry_run
 from fastrl.model import load_model
 from fastrl.rollouts import has_signal
-from fastrl.train import FAILED, FILTERED, TRAINED, assign_roles, train_step
+from fastrl.step import FAILED, FILTERED, TRAINED, assign_roles, train_step
 
 DYNAMIC = ["--objective", "task", "--loss.drop_groups_without_signal", "true"]
 ROUNDS = [*DYNAMIC, "--sampling.max_rounds", "3", "--sampling.responses_per_prompt", "3"]

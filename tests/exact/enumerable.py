@@ -19,7 +19,7 @@ from fastrl.objectives import check_contradictions
 from fastrl.optim import Optimizer
 from fastrl.run import loss_spec
 from fastrl.sampler import PromptKey, Sampler, SamplingParams
-from fastrl.train import Learner, train_step
+from fastrl.step import Learner, train_step
 from fastrl.types import Completion, Prompt, Scored
 
 END, SYMBOLS, MAX_TOKENS, PROMPTS = 0, 8, 6, (9, 10)

@@ -11,7 +11,7 @@ from trie import END, TablePolicy, Trainer, scored, total_variation
 from fastrl.config import ObjectiveConfig
 from fastrl.losses import LossSpec
 from fastrl.scoring import score_responses
-from fastrl.train import advantage, backward, pack_responses, reward
+from fastrl.step import advantage, backward, pack_responses, reward
 
 STAGES = ((0.1, 120), (0.03, 100), (0.01, 80))
 TARGETS = [

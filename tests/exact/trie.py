@@ -16,7 +16,7 @@ from fastrl.config import ObjectiveConfig, OptimConfig
 from fastrl.losses import LossSpec
 from fastrl.objectives import Objective, make_objective
 from fastrl.optim import Optimizer
-from fastrl.train import Learner, StepResult, train_step
+from fastrl.step import Learner, StepResult, train_step
 from fastrl.types import Completion, Prompt, Scored
 
 END = 0
