@@ -1,4 +1,4 @@
-"""The command line: fastrl train | resume | eval | sample | grade | bench | doctor."""
+"""The command line: fastrl train, resume, check, replay, eval, sample, grade, bench, doctor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add(
         commands, "resume", resume_command, "continue a run from its newest checkpoint", add_resume
     )
+    _add(commands, "check", check_command, "audit a run before its first step", add_check)
+    _add(commands, "replay", replay_command, "compute the step of a capsule again", add_replay)
     _add(commands, "eval", eval_command, "pass@k, maj@k and accuracy of a model or run", add_eval)
     _add(commands, "sample", sample_command, "responses of a model to prompts", add_sample)
     _add(commands, "grade", grade_command, "grade the predictions in a JSONL file", add_grade)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known.command is None:
             parser.print_help()
             return USAGE
-        if rest and known.command != "train":
+        if rest and known.command not in ("train", "check"):
             raise UsageError(f"unexpected argument {rest[0]!r}; see fastrl {known.command} --help")
         return known.run(known, rest)
     except UsageError as error:
@@ -172,6 +174,45 @@ def resume_command(known: argparse.Namespace, rest: list[str]) -> int:
         return _run(lambda say: resume(known.run_dir, say, world), world)
 
 
+def add_check(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "fastrl check [CONFIG.toml] [--table.key VALUE ...]"
+    parser.epilog = "The settings are those of fastrl train; exit code 2 if a check fails."
+    parser.add_argument("--json", action="store_true", help="as a list of JSON objects")
+
+
+def check_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl check: the audit of a run, as a table."""
+    settings = _settings(rest)
+    from fastrl.check import audit, count
+    from fastrl.run import untold
+
+    run = untold(settings)
+    checks = audit(run)
+    if known.json:
+        print(json.dumps([asdict(c) for c in checks], indent=1))
+    else:
+        rows = [(c.status, c.name, c.found, c.way_out) for c in checks]
+        columns = ("", "check", "found", "what to do")
+        _print_table(sys.stdout, f"{run.config.model.name}", columns, rows)
+        print(count(checks))
+    return USAGE if any(c.status == "fail" for c in checks) else OK
+
+
+def add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("capsule", metavar="CAPSULE", help="a directory in RUN_DIR/anomalies")
+
+
+def replay_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl replay: the step that a run stumbled over, again; exit code 1 if it differs."""
+    with joined() as world:
+        from fastrl.capsule import replay
+
+        found = replay(Path(known.capsule), _warn, world)
+    _print_table(sys.stdout, known.capsule, ("", "in the capsule", "again"), found.rows())
+    print("the same, to the last bit" if found.is_same else "NOT the same")
+    return OK if found.is_same else FAILED
+
+
 def _run(make: Callable[[Callable[[str], None]], Run], world: World) -> int:
     from fastrl.display import Display
     from fastrl.guard import RollBack
@@ -184,7 +225,14 @@ def _run(make: Callable[[Callable[[str], None]], Run], world: World) -> int:
         print(f"{title} {run.objective.target}", flush=True)
         path, attempt = run.directory.path, run.attempt + 1
         try:
-            with Display(run.step, run.config.train.max_steps, memory=run.memory) as display:
+            display = Display(
+                run.step,
+                run.config.train.max_steps,
+                memory=run.memory,
+                watchdog=run.config.watchdog,
+                way_out=f"continue with: fastrl resume {path}",
+            )
+            with display:
                 if not _train(run, display):
                     return STOPPED
         except RollBack:
@@ -222,6 +270,7 @@ def _report(run: Run, seconds: float) -> None:
     """The picture, the table of base against trained, and where everything is."""
     from rich.console import Console
 
+    from fastrl.alerts import LAST_STEPS, alerts
     from fastrl.curves import draw_curves
     from fastrl.display import final_table
 
@@ -237,6 +286,8 @@ def _report(run: Run, seconds: float) -> None:
         ("completions", str(files.completions)),
         ("picture", str(files.curves)),
     ]
+    for text in alerts(files.read_metrics()[-LAST_STEPS:]):
+        print(f"warning: in the last {LAST_STEPS} steps, {text}")
     for name, path in places:  # plain: a table would break a long path in two
         print(f"{name:<12} {path}", flush=True)
     print(f"{run.config.train.max_steps} steps, {seconds:.0f} s")

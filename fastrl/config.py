@@ -187,6 +187,7 @@ class TrainConfig:
     )
     epochs: int = setting(1, "passes over a step's responses")
     threads: int = setting(0, "CPU threads; 0: torch's choice")
+    check: bool = setting(True, "audit the run before its first step, as fastrl check does")
     share_prompts: Literal["auto", "on", "off"] = setting(
         "auto", "compute the prompt of a group once in training too; auto: where it pays"
     )
@@ -249,6 +250,19 @@ class AnomalyConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    sample: float = setting(3600.0, "seconds that this phase of a step may take; 0: no limit")
+    grade: float = setting(600.0, "the same of this one")
+    reference: float = setting(3600.0, "the same of this one")
+    train: float = setting(3600.0, "the same of this one")
+    save: float = setting(3600.0, "the same of this one")
+    evaluate: float = setting(7200.0, "the same of this one")
+    action: Literal["say", "stop"] = setting(
+        "say", "when one takes longer; stop: end the process, whatever it is at"
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -261,6 +275,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 TABLES: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}

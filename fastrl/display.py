@@ -11,8 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from fastrl.alerts import alerts
+from fastrl.config import WatchdogConfig
 from fastrl.memory_plan import MemoryPlan
 from fastrl.signals import StopOnSignal
+from fastrl.watchdog import Watchdog
 
 PLAIN_LINES = 20  # about as many lines as a run prints where there is no terminal
 
@@ -34,13 +37,18 @@ class Display:
         total: int,
         console: Console | None = None,
         memory: MemoryPlan | None = None,
+        watchdog: WatchdogConfig | None = None,
+        way_out: str = "",
     ) -> None:
-        """`memory`: the plan that the peak of the first step is compared with."""
+        """`memory`: the plan that the peak of the first step is compared with; `watchdog`: limits
+        of the phases, and `way_out` what to say where one ends the run.
+        """
         self.console = console or Console()
         self.start, self.total, self.memory = start, total, memory
         self._stop = StopOnSignal(
             lambda: self.say("stopping after this step; once more stops at once")
         )
+        self._watchdog = Watchdog(watchdog or WatchdogConfig(), self.say, way_out)
         self.every = max(1, total // PLAIN_LINES)
         self.progress = _TwoLines(
             TextColumn("{task.fields[phase]:<17}"),
@@ -58,6 +66,7 @@ class Display:
 
     def __enter__(self) -> Display:
         self._stop.__enter__()
+        self._watchdog.__enter__()
         self.progress.start()
         return self
 
@@ -68,6 +77,7 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self.progress.stop()
+        self._watchdog.__exit__(kind, error, trace)
         self._stop.__exit__(kind, error, trace)
 
     @property
@@ -76,7 +86,8 @@ class Display:
         return self._stop.requested
 
     def phase(self, name: str) -> None:
-        """Say which phase is under way."""
+        """Say which phase is under way, in words of which the first names it."""
+        self._watchdog.phase(name)
         self.progress.update(self.task, phase=name)
 
     def count(self, name: str, total: int) -> Callable[[object], None]:
@@ -102,6 +113,9 @@ class Display:
         if self.memory is not None and metrics["step"] == self.start + 1:
             peak = metrics["peak_memory_bytes"]
             self.say(self.memory.compared(peak, with_moments=self.start > 0))
+        if metrics["step"] == 1:
+            for text in alerts([metrics]):
+                self.say(f"warning: {text}")
         last = metrics["step"] == self.total
         if not self.console.is_terminal and (metrics["step"] % self.every == 0 or last):
             self.say(f"step {metrics['step']}/{self.total}  {figures}")

@@ -89,6 +89,8 @@ class EarlyScorer:
 
     def _add(self, prompts: Sequence[Prompt], event: Event) -> None:
         group = self._groups[event.prompt]
+        if event.response in group:  # sampled again, to the same tokens, after memory ran out
+            return
         group[event.response] = event.completion
         if len(group) < self._size:
             return

@@ -15,8 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastrl.datasources import Example
-from fastrl.errors import UsageError
 from fastrl.grade_file import golds_of, json_object, reading, report_line
 from fastrl.grading import Gold, grade
 
@@ -184,20 +182,3 @@ def count_kinds(problems: Sequence[GoldProblem]) -> str:
     """How often each kind of problem was found, as in "2 unreadable, 1 ambiguous"."""
     counts = Counter(p.kind for p in problems)
     return ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts[kind])
-
-
-def check_golds(examples: Sequence[Example]) -> list[str]:
-    """A line on the golds of a training split that can mislead a run, if any.
-
-    Raises UsageError when none of them can be read.
-    """
-    problems = lint_golds([e.answer for e in examples])
-    if not problems:
-        return []
-    first = f"row {examples[problems[0].index].id}: {problems[0].message}"
-    if sum(p.kind in ("empty", "unreadable") for p in problems) == len(examples):
-        raise UsageError(f"none of the {len(examples):,} golds can be read; the first, {first}")
-    return [
-        f"{len(problems):,} of {len(examples):,} golds can mislead ({count_kinds(problems)});"
-        f" the first, {first}"
-    ]

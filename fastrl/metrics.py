@@ -10,6 +10,7 @@ import numpy as np
 
 from fastrl.device_memory import peak_memory_bytes
 from fastrl.distributed import ALONE, World
+from fastrl.errors import Failure
 from fastrl.grading import count_reasons
 from fastrl.objectives import Objective
 from fastrl.types import Scored
@@ -140,8 +141,8 @@ def step_metrics(
 ) -> dict[str, Any]:
     """The line of metrics.jsonl for step number `step`, counted from 1, of every process.
 
-    A value that cannot be computed (no golds, no variance) is None. Raises RuntimeError when the
-    ledger does not balance.
+    A value that cannot be computed (no golds, no variance) is None. Raises Failure when the ledger
+    does not balance.
     """
     groups = rollouts.groups
     responses = [s for group in groups for s in group]
@@ -188,14 +189,15 @@ def step_metrics(
 
 
 def token_ledger(lengths: np.ndarray, roles: Sequence[str]) -> dict[str, int]:
-    """Generated tokens by what became of them; raises RuntimeError unless they add up."""
+    """Generated tokens by what became of them; raises Failure unless they add up."""
     ledger = {"tokens_sampled": int(lengths.sum())}
     for name in ("trained", "masked", "filtered", "failed"):
         ledger[f"tokens_{name}"] = int(lengths[[role == name for role in roles]].sum())
     missing = 2 * ledger["tokens_sampled"] - sum(ledger.values())
     if missing:
-        raise RuntimeError(
-            f"{missing} sampled tokens are neither trained, masked, filtered nor failed"
+        raise Failure(
+            f"the ledger does not balance, the run stops: {ledger['tokens_sampled']:,} tokens were"
+            f" sampled, and {missing:,} of them are neither trained, masked, filtered nor failed"
         )
     return ledger
 

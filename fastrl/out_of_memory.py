@@ -1,4 +1,4 @@
-"""A step that ran out of memory, again with half the token budget; never for several processes."""
+"""Work that ran out of memory, again in smaller pieces; never that of several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from fastrl.batch import pack
+from fastrl.distributed import World
 from fastrl.errors import Failure
+from fastrl.sampler import Sampler
 from fastrl.scoring import BatchScores
 from fastrl.types import Batch, Scored
 
@@ -58,6 +60,23 @@ def halving(
             f"out of memory with micro-batches of up to {budget:,} rows: again, and from now on,"
             f" with {learner.max_tokens_per_batch:,} (train.max_tokens_per_batch)"
         )
+
+
+def shrinking(
+    sampler: Sampler, world: World, work: Callable[[], T], say: Callable[[str], None]
+) -> T:
+    """The result of `work`, again with half the sampler's pool as long as memory runs out.
+
+    Raises Failure where the pool cannot be made smaller.
+    """
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or world.size > 1:
+                raise
+        # outside of the handler, as above
+        say(f"out of memory while sampling: again, and from now on, with {sampler.shrink()}")
 
 
 def within_budget(

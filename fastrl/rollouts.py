@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastrl.background import BackgroundGrader, Verdict
 from fastrl.distributed import World
 from fastrl.early import EarlyScorer
+from fastrl.out_of_memory import shrinking
 from fastrl.sampler import PromptKey
 from fastrl.sharding import gathered
 from fastrl.types import Completion, Prompt, Scored
@@ -47,7 +48,7 @@ def roll_out(run: Run, display: Display, scorer: EarlyScorer) -> Rollouts:
     found = Rollouts([], 0, 0.0, 0.0)
     enough = False
     while not enough and found.rounds < config.max_rounds:
-        phase = f"round {found.rounds + 1}" if found.rounds else "sample"
+        phase = f"sample, round {found.rounds + 1}" if found.rounds else "sample"
         drawn = run.prompts.next(config.prompts_per_step)
         groups, seconds_sample, seconds_grade = sample(run, display, phase, drawn, scorer)
         found = Rollouts(
@@ -66,29 +67,41 @@ def sample(
     """A group of scored responses to each prompt, of every process; seconds to sample and grade."""
     world, started = run.learner.world, time.perf_counter()
     prompts = world.share(drawn)
-    show = display.count(phase, len(prompts) * run.sampling.n)
-    with BackgroundGrader(
-        run.tokenizer,
-        [p.answer for p in prompts],
-        run.config.reward.mode,
-        on_event=scorer.watch(prompts, show),
-    ) as grader:
-        with gathered(run.learner.policy, keep=run.config.train.keep_gathered):
-            groups = run.sampler.generate(
-                [p.token_ids for p in prompts],
-                run.sampling,
-                prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
-                step=run.step,
-                stream=run.stream,
-                on_event=grader.add,
-            )
-            run.sampler.release()
-        sampled = time.perf_counter()
-        display.phase("grade")
-        verdicts = grader.finish(groups)
+
+    def attempt() -> tuple[list[list[Completion]], list[list[Verdict]], float]:
+        show = display.count(phase, len(prompts) * run.sampling.n)
+        with BackgroundGrader(
+            run.tokenizer,
+            [p.answer for p in prompts],
+            run.config.reward.mode,
+            on_event=scorer.watch(prompts, show),
+        ) as grader:
+            groups = generate(run, prompts, grader)
+            sampled = time.perf_counter()
+            display.phase("grade")
+            return groups, grader.finish(groups), sampled
+
+    groups, verdicts, sampled = shrinking(run.sampler, world, attempt, display.say)
     scored = everyones(world, drawn, score_groups(run, prompts, groups, verdicts))
     sampled = started + max(world.gather(sampled - started))
     return scored, sampled - started, time.perf_counter() - sampled
+
+
+def generate(
+    run: Run, prompts: Sequence[Prompt], grader: BackgroundGrader
+) -> list[list[Completion]]:
+    """The responses of this process, each handed to the grader as it finishes."""
+    with gathered(run.learner.policy, keep=run.config.train.keep_gathered):
+        groups = run.sampler.generate(
+            [p.token_ids for p in prompts],
+            run.sampling,
+            prompt_keys=[PromptKey(p.id, p.draw) for p in prompts],
+            step=run.step,
+            stream=run.stream,
+            on_event=grader.add,
+        )
+        run.sampler.release()
+    return groups
 
 
 def score_groups(

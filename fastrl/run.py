@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl.check import audit, count
 from fastrl.checkpoint import (
     TrainerState,
     newest_valid,
@@ -29,13 +30,13 @@ from fastrl.evaluate import Evaluation, evaluate
 from fastrl.fit import MAX_RUNNING
 from fastrl.guard import Vitals
 from fastrl.keeper import Keeper
-from fastrl.lint_golds import check_golds
 from fastrl.losses import LossSpec
 from fastrl.memory_plan import SAMPLE, SCORE, MemoryPlan
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.offload import Resting
 from fastrl.optim import Optimizer
+from fastrl.out_of_memory import shrinking
 from fastrl.preparation import Preparation, prepare
 from fastrl.prompts import PromptStream
 from fastrl.random_init import random_model, random_sha256, save_random_model
@@ -85,16 +86,21 @@ class Run:
             return
         params = replace(self.sampling, n=self.config.eval.samples, ignore_eos=False)
         with gathered(self.learner.policy, keep=self.learner.keep_gathered):
-            evaluation = evaluate(
+            evaluation = shrinking(
                 self.sampler,
-                self.tokenizer,
-                examples,
-                params,
-                seed=self.config.train.seed,
-                step=0,  # the same random numbers at every step: comparisons are paired
-                mode=self.config.reward.mode,
-                on_event=display.count("evaluate", len(world.share(examples)) * params.n),
-                world=world,
+                world,
+                lambda: evaluate(
+                    self.sampler,
+                    self.tokenizer,
+                    examples,
+                    params,
+                    seed=self.config.train.seed,
+                    step=0,  # the same random numbers at every step: comparisons are paired
+                    mode=self.config.reward.mode,
+                    on_event=display.count("evaluate", len(world.share(examples)) * params.n),
+                    world=world,
+                ),
+                display.say,
             )
         line = {"step": self.step, "split": split, **evaluation.summary()}
         self.directory.add_evaluation({**line, "kl": self._kl(evaluation)})
@@ -185,7 +191,29 @@ def loss_spec(config: Config) -> tuple[LossSpec, str]:
 
 
 def start(config: Config, world: World = ALONE) -> Run:
-    """A new run: refuses what contradicts itself before any work, then makes its directory."""
+    """A new run with its directory.
+
+    Raises UsageError, before that is made, for what contradicts itself or fails its audit.
+    """
+    run = untold(config, world)
+    if config.train.check:
+        checks = audit(run)
+        run.notes += [f"{c.name}: {c.found}; {c.way_out}" for c in checks if c.status == "warn"]
+        run.notes.append(f"audit: {count(checks)}")
+        if failed := [c for c in checks if c.status == "fail"]:
+            raise UsageError(
+                f"the audit failed ({count(checks)}), {failed[0].name}: {failed[0].found};"
+                f" {failed[0].way_out}; fastrl check shows all, --train.check false goes on"
+            )
+    made = RunDirectory.create(run.config) if world.is_first else None
+    path = world.from_first(str(made.path) if made else "")
+    run.directory = made or RunDirectory(Path(path), writes=False)
+    run.directory.add_environment({**describe(), "step": 0, "data": run.data_sha256})
+    return run
+
+
+def untold(config: Config, world: World = ALONE) -> Run:
+    """A new run without a directory. Raises UsageError for what contradicts itself."""
     check_contradictions(config)
     prepared = prepare(config, world.size)
     name = config.model.name
@@ -199,12 +227,7 @@ def start(config: Config, world: World = ALONE) -> Run:
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().resolve())
     config = replace(config, model=replace(config.model, name=name, sha256=digest))
-    run = assemble(config, world=world, prepared=prepared)
-    made = RunDirectory.create(config) if world.is_first else None
-    path = world.from_first(str(made.path) if made else "")
-    run.directory = made or RunDirectory(Path(path), writes=False)
-    run.directory.add_environment({**describe(), "step": 0, "data": run.data_sha256})
-    return run
+    return assemble(config, world=world, prepared=prepared)
 
 
 def resume(
@@ -335,8 +358,6 @@ def assemble(
             f"train.score_while_sampling is off: {world.size} processes exchange all responses"
             " before they score them"
         )
-    if objective.uses_task_reward and "math" in config.reward.functions:
-        notes += [f"train: {line}" for line in check_golds(sets["train"].examples)]
     keep_gathered = config.train.keep_gathered
     if world.size > 1:
         kept = "whole during a step" if keep_gathered else "gathered a layer at a time"

@@ -1,17 +1,9 @@
 """Golds that can mislead: found before training, named with their line and the way out."""
 
-import json
-from dataclasses import replace
-
 import pytest
 
 from fastrl import lint_golds as module
-from fastrl.cli import main
-from fastrl.config import Config, DataConfig, EvalConfig, ObjectiveConfig, RewardConfig
-from fastrl.datasources import Example
-from fastrl.errors import UsageError
-from fastrl.lint_golds import check_golds, lint_golds
-from fastrl.run import assemble
+from fastrl.lint_golds import lint_golds
 
 SOUND = [
     "7", "-3", "1,234", "1,234,567", "12,345", "0.5", "3, 2", "1,2,3", "(0,1)", "[0,1)", r"\{3,2\}",
@@ -93,80 +85,3 @@ def test_a_gold_that_is_not_right_against_itself(monkeypatch):
     monkeypatch.setattr(module, "grade", lambda golds, compiled, content: found)
     problems = lint_golds(["7", "8", "9"])
     assert [(p.index, p.kind) for p in problems] == [(1, "unequal"), (2, "unequal")]
-
-
-def examples(*golds):
-    return [Example(10 + i, ({"role": "user", "content": "?"},), g) for i, g in enumerate(golds)]
-
-
-def test_a_run_is_told_in_one_line():
-    assert check_golds(examples("7", "8")) == []
-    (line,) = check_golds(examples("7", "3,2", "1/0", "1,5"))
-    assert line.startswith(
-        "3 of 4 golds can mislead (1 unreadable, 2 ambiguous); the first, row 11: '3,2' may be"
-    )
-    with pytest.raises(UsageError, match="none of the 2 golds can be read; the first, row 10: '1/"):
-        check_golds(examples("1/0", r"\foo"))
-    assert len(check_golds(examples("1/0", "7"))) == 1
-
-
-def configuration(tmp_path, golds, objective="task", functions=("math",)):
-    path = tmp_path / "rows.jsonl"
-    rows = [{"prompt": f"question {i}", "answer": gold} for i, gold in enumerate(golds)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return replace(
-        Config(),
-        data=DataConfig(source=str(path)),
-        objective=ObjectiveConfig(name=objective),
-        reward=RewardConfig(functions=functions),
-        eval=EvalConfig(prompts=0, test_prompts=0),
-    )
-
-
-def test_the_trainer_lints_what_its_reward_is_made_of(tmp_path):
-    golds = ["7", "3,2"] * 15
-    _, line = assemble(configuration(tmp_path, golds)).notes  # after how it samples
-    assert line.startswith("train: ") and "golds can mislead" in line and "'3,2'" in line
-    assert not assemble(configuration(tmp_path, golds, objective="sharpen")).notes[1:]
-    assert not assemble(configuration(tmp_path, golds, functions=("repetition",))).notes[1:]
-    with pytest.raises(UsageError, match="golds can be read"):
-        assemble(configuration(tmp_path, ["1/0"] * 30))
-
-
-def lint(tmp_path, capsys, *lines):
-    path = tmp_path / "golds.jsonl"
-    path.write_text(
-        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    )
-    status = main(["grade", "--lint", str(path)])
-    captured = capsys.readouterr()
-    return status, captured.out.splitlines(), captured.err
-
-
-def test_the_command_names_lines_and_counts_kinds(tmp_path, capsys):
-    rows = [
-        {"gold": "7", "answer": "1/0"},
-        {"gold": ["8", "3,2", "1/0"]},
-        "",
-        {"prompt": "?", "answer": r"[bold]\foo"},
-        {"answer": 0.5},
-    ]
-    status, out, err = lint(tmp_path, capsys, *rows)
-    assert status == 2 and err == ""
-    found = [line.split("\t")[:2] for line in out[:-1]]
-    assert found == [["2", "ambiguous"], ["2", "unreadable"], ["4", "unreadable"]]
-    assert out[-1] == "6 golds, 3 with a problem (2 unreadable, 1 ambiguous)"
-
-
-def test_the_command_is_content_with_sound_golds(tmp_path, capsys):
-    assert lint(tmp_path, capsys, *({"gold": gold} for gold in SOUND)) == (
-        0, [f"{len(SOUND)} golds, 0 with a problem"], "",
-    )  # fmt: skip
-
-
-def test_a_line_without_a_gold_is_a_mistake_of_its_own(tmp_path, capsys):
-    status, out, err = lint(tmp_path, capsys, {"gold": "7"}, "no json", {"question": "?"})
-    assert status == 2 and out == ["1 golds, 0 with a problem"]
-    assert "line 2 of" in err and "line 3 of" in err and "'answer' is missing" in err
-    assert main(["grade", "--lint", str(tmp_path / "missing.jsonl")]) == 2
-    assert "cannot read" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastrl import ops
-from fastrl.errors import UsageError
+from fastrl.errors import Failure, UsageError
 from fastrl.model import Decoder
 from fastrl.ops.dense import MULTIPLY_BF16
 from fastrl.sampler import memory, native
@@ -78,7 +78,9 @@ class Sampler:
         self.poison = poison_free_blocks
         self.stats = SamplerStats()
         self._steps: DecodeSteps | None = None  # with the cache
+        self._reserved_bytes = reserved_bytes
         self._room = memory.Room(model, block_size, max_batch_tokens, reserved_bytes)
+        self._least = self._blocks = 1  # of the last call: what its longest takes, and the pool
 
     def generate(
         self,
@@ -135,6 +137,27 @@ class Sampler:
         if self._steps is not None and self._steps.captures:
             self._steps = None
             torch.cuda.empty_cache()
+
+    def shrink(self) -> str:
+        """After a call that ran out of memory: half the pool and half the rows of a forward.
+
+        Returns the new numbers in words. Responses stay what they were on a CPU; on a GPU other
+        shapes of products may round differently. Raises Failure where the longest sequence of that
+        call would not fit the pool.
+        """
+        blocks = max(self._least, (self.num_blocks or self._blocks) // 2)
+        rows = max(self.block_size, self.max_batch_tokens // 2)
+        if (blocks, rows) == (self.num_blocks, self.max_batch_tokens):
+            raise Failure(
+                f"out of memory while sampling with the smallest pool, {blocks:,} blocks; lower"
+                " sampling.max_tokens"
+            )
+        self.num_blocks, self.max_batch_tokens = blocks, rows
+        self._steps = None
+        if self.model.head_weight.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._room = memory.Room(self.model, self.block_size, rows, self._reserved_bytes)
+        return f"{blocks:,} blocks of cache and forwards of up to {rows:,} rows"
 
     def describe(self) -> str:
         """How this model is sampled here, in words."""
@@ -205,12 +228,14 @@ class Sampler:
         running = min(self.max_running, sum(g.params.n for g in groups))
         needed = (running + 1) * (least + 1)
         most_logits = max(running, *(g.params.n for g in groups))
+        self._least = least
         # taken away until the call ends: one that begins meanwhile makes its own
         steps, self._steps = self._steps, None
         wanted = self.num_blocks or self._room.limit(needed, least)
         if steps is None or not steps.fit(self.model, wanted, self.block_size, longest):
             steps = None  # its memory first
             num_blocks = self.num_blocks or self._room.num_blocks(needed, least, most_logits)
+            self._blocks = num_blocks
             cache = PagedCache(self.model, num_blocks, self.block_size, self.poison)
             steps = make_steps(self.model, cache, self.max_running, longest)
         cache = steps.cache

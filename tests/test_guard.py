@@ -1,0 +1,236 @@
+"""Anomalies: what is found, what is done, and the step computed again from its capsule."""
+
+import json
+import math
+import shutil
+
+import pytest
+from test_train import fingerprint, lines, train
+
+from fastrl import guard, metrics
+from fastrl.cli import main
+from fastrl.config import AnomalyConfig
+from fastrl.guard import PATIENCE, WINDOW, Vitals, collapses
+
+GOOD = Vitals(groups=64, truncated=0.1, empty=0.2, accuracy=0.5, entropy=0.4, reward=-3.0)
+BROKEN = ["--optim.lr", "1e30", "--optim.grad_clip", "0", "--train.check", "false"]
+
+
+def rules(*vitals, **config):
+    *history, now = vitals
+    return [rule for rule, _ in collapses(history, now, AnomalyConfig(**config))]
+
+
+@pytest.mark.parametrize(
+    "rule, change",
+    [("truncated", {"truncated": 1.0}), ("empty", {"empty": 1.0}), ("entropy", {"entropy": 1e-4})],
+)
+def test_a_collapse_lasts_and_was_not_there_from_the_start(rule, change):
+    bad = GOOD._replace(**change)
+    assert rules(GOOD, *[bad] * PATIENCE) == [rule]
+    assert rules(GOOD, *[bad] * (PATIENCE - 1)) == []
+    assert rules(GOOD, bad, GOOD, *[bad] * (PATIENCE - 1)) == []
+    assert rules(bad, *[bad] * PATIENCE) == []
+    assert rules(GOOD) == []
+
+
+def test_the_entropy_floor_is_the_configured_one():
+    low = GOOD._replace(entropy=0.05)
+    assert rules(GOOD, low, low, low) == []
+    assert rules(GOOD, low, low, low, entropy_floor=0.1) == ["entropy"]
+    assert rules(GOOD, *[GOOD._replace(entropy=0.0)] * 3, entropy_floor=0.0) == []
+    assert rules(GOOD, *[GOOD._replace(entropy=math.nan)] * 3) == []
+
+
+@pytest.mark.parametrize(
+    "before, after, groups, found",
+    [(0.5, 0.2, 64, True), (0.5, 0.3, 64, False), (0.02, 0.005, 4, False), (0.02, 0.0, 640, True)],
+)
+def test_an_accuracy_that_fell_by_half_and_not_by_chance(before, after, groups, found):
+    old, new = (GOOD._replace(accuracy=a, groups=groups) for a in (before, after))
+    assert (rules(*[old] * WINDOW, *[new] * WINDOW) == ["accuracy"]) is found
+    assert rules(*[old] * WINDOW, *[new] * (WINDOW - 1)) == []
+    unknown = GOOD._replace(accuracy=math.nan)
+    assert rules(*[unknown] * 2 * WINDOW) == []
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A run whose weights are so large after its first step that the next gives nothing finite."""
+    run = tmp_path_factory.mktemp("broken") / "run"
+    assert train(run, *BROKEN) == 1
+    return run
+
+
+def test_a_broken_run_stops_with_a_capsule_and_what_was_before_it(broken, capsys):
+    (capsule,) = (broken / "anomalies").iterdir()
+    assert {p.name for p in capsule.iterdir()} == {
+        "capsule.json", "config.toml", "responses.parquet", "weights",
+    }  # fmt: skip
+    values = json.loads((capsule / "capsule.json").read_text())
+    assert values["kind"] == "broken" and values["before"]["step"] == 1
+    assert [m["step"] for m in lines(broken / "metrics.jsonl")] == [1]
+    assert main(["resume", str(broken)]) == 1  # it is met again, and said again
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "the run stops" in err
+    assert len(list((broken / "anomalies").iterdir())) == 1
+
+
+def test_a_capsule_gives_the_same_numbers(broken, capsys):
+    (capsule,) = (broken / "anomalies").iterdir()
+    assert main(["replay", str(capsule)]) == 0
+    assert "the same, to the last bit" in capsys.readouterr().out
+
+
+def test_a_replay_says_what_is_not_the_same(broken, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (capsule,) = (broken / "anomalies").iterdir()
+    other = tmp_path / "numbers"
+    shutil.copytree(capsule, other)
+    values = json.loads((other / "capsule.json").read_text())
+    values["numbers"] = dict.fromkeys(values["numbers"], "0.5")
+    (other / "capsule.json").write_text(json.dumps(values))
+    assert main(["replay", str(other)]) == 1
+    assert "NOT the same" in capsys.readouterr().out
+
+    other = tmp_path / "tokens"
+    shutil.copytree(capsule, other)
+    rows = pq.read_table(other / "responses.parquet")
+    changed = rows.to_pylist()
+    changed[3]["token_ids"][0] ^= 1
+    pq.write_table(pa.Table.from_pylist(changed, schema=rows.schema), other / "responses.parquet")
+    assert main(["replay", str(other)]) == 1
+    said = capsys.readouterr()
+    assert "15 the same" in said.out and "those of the capsule" in said.err
+
+    other = tmp_path / "weights"
+    shutil.copytree(capsule, other)
+    (path,) = (other / "weights").glob("step_1/model.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 64
+    path.write_bytes(data)
+    assert main(["replay", str(other)]) == 0  # from the initial model, with the step between
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["replay", "nowhere"], ["replay", "."]])
+def test_what_is_no_capsule(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "no capsule" in capsys.readouterr().err
+
+
+def test_a_run_that_skips_goes_on_and_updates_nothing(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run, *BROKEN, "--anomaly.nonfinite", "skip", "--checkpoint.every", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("nothing is updated") >= 3 and out.count("fastrl replay") == 1
+    assert [m["grad_norm"] is None for m in lines(run / "metrics.jsonl")] == [False, *[True] * 3]
+    weights = [
+        (run / "checkpoints" / f"step_{n}" / "model.safetensors").read_bytes() for n in (1, 4)
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def stumbles(monkeypatch):
+    """Makes the loss of step 4 not finite in the first so many attempts."""
+    from fastrl import step
+
+    original, seen = step.backward, []
+
+    def set_up(times):
+        def backward(learner, *rest):
+            loss, *others = original(learner, *rest)
+            seen.append(learner.optimizer.counts[0])
+            if seen[-1] == 3 and seen.count(3) <= times:
+                loss = math.nan
+            return loss, *others
+
+        monkeypatch.setattr(step, "backward", backward)
+
+    return set_up
+
+
+def test_a_run_that_is_rolled_back_draws_other_responses_and_resumes_to_the_same_bits(
+    tmp_path, stumbles, capsys
+):
+    run, cut = tmp_path / "run", tmp_path / "cut"
+    words = ["--anomaly.nonfinite", "roll_back", "--train.max_steps", "6"]
+    assert train(tmp_path / "plain", "--train.max_steps", "6") == 0
+    stumbles(1)
+    assert train(run, *words) == 0
+    assert "back to the newest checkpoint, attempt 1" in capsys.readouterr().out
+    found, plain = fingerprint(run), fingerprint(tmp_path / "plain")
+    assert [m["step"] for m in found["metrics"]] == [1, 2, 3, 4, 5, 6]
+    assert found["metrics"][:2] == plain["metrics"][:2]
+    assert all(a != b for a, b in zip(found["metrics"][2:], plain["metrics"][2:], strict=True))
+    state = json.loads((run / "checkpoints/step_6/trainer_state.json").read_text())
+    assert state["attempt"] == 1
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "checkpoints/step_6")
+    assert main(["resume", str(cut)]) == 0
+    assert fingerprint(cut) == found
+
+
+def test_a_run_is_rolled_back_so_often_and_no_more(tmp_path, stumbles, capsys):
+    stumbles(99)
+    words = ["--anomaly.nonfinite", "roll_back", "--anomaly.max_attempts", "2"]
+    assert train(tmp_path / "run", *words) == 1
+    said = capsys.readouterr()
+    assert "attempt 2" in said.out and "rolled back 2 times already" in said.err
+
+
+@pytest.mark.parametrize("objective", ["sharpen", "task"])
+def test_a_sharpening_run_that_collapses_is_told_apart(tmp_path, monkeypatch, capsys, objective):
+    first = []
+
+    def entropy(groups, scores, world):
+        first.append(id(groups))
+        return 1.0 if groups is first_groups(groups) else 1e-9
+
+    def first_groups(groups, seen=[]):  # noqa: B006  (kept between calls)
+        seen.append(groups)
+        return seen[0]
+
+    monkeypatch.setattr(metrics, "mean_entropy", entropy)
+    monkeypatch.setattr(guard, "mean_entropy", entropy)
+    # the reward of the first step is below all others: a run that learns what it is told to
+    original = Vitals.of_metrics.__func__
+
+    def rising(cls, line):
+        return original(cls, line)._replace(reward=-1e9 if line["step"] == 1 else 0.0)
+
+    monkeypatch.setattr(Vitals, "of_metrics", classmethod(rising))
+    run = tmp_path / "run"
+    words = ["--objective", objective, "--train.max_steps", "6"]
+    code = train(run, *words)
+    (capsule,) = (run / "anomalies").iterdir()
+    kind = json.loads((capsule / "capsule.json").read_text())["kind"]
+    said = capsys.readouterr()
+    if objective == "sharpen":
+        assert (code, kind) == (0, "sharpened")
+        assert said.out.count("this is where sharpening leads, no defect; replay") == 1
+        assert len(lines(run / "metrics.jsonl")) == 6
+    else:
+        assert (code, kind) == (1, "collapsed")
+        assert "entropy" in said.err and len(lines(run / "metrics.jsonl")) == 3
+        assert main(["resume", str(run)]) == 0  # the user has seen it
+        assert len(lines(run / "metrics.jsonl")) == 6
+
+
+def test_a_ledger_that_does_not_balance_stops_the_run(tmp_path, monkeypatch, capsys):
+    from fastrl import step
+
+    original = step.assign_roles
+
+    def lossy(learner, groups):
+        return ["lost", *original(learner, groups)[1:]]
+
+    monkeypatch.setattr(step, "assign_roles", lossy)
+    assert train(tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert "neither trained, masked, filtered nor failed" in err and "Traceback" not in err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -1,0 +1,79 @@
+"""A phase that takes too long is named; what a run's figures warn of."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastrl.alerts import alerts
+from fastrl.config import WatchdogConfig
+from fastrl.watchdog import Watchdog
+
+
+def test_a_slow_phase_is_named_with_its_place_and_its_limit():
+    said = []
+    with Watchdog(WatchdogConfig(sample=0.1, grade=0), said.append) as dog:
+        dog.phase("grade")
+        time.sleep(0.3)
+        dog.phase("sample 1/9")
+        time.sleep(0.05)
+        dog.phase("sample 2/9")  # the same phase
+        time.sleep(0.12)
+        assert len(said) == 1
+        time.sleep(0.4)
+        dog.phase("train")
+        time.sleep(0.2)
+    assert len(said) == 3 and all("the phase 'sample' has taken" in s for s in said)
+    assert "its limit is 0.1 s (watchdog.sample)" in said[0]
+    assert f"{Path(__file__).name}:" in said[0]
+
+
+def test_a_run_that_hangs_is_ended(tmp_path):
+    """In an interpreter of its own, which the watchdog ends whatever its thread is at."""
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef reward(completions, **columns):\n    time.sleep(600)\n"
+    )
+    words = ["--objective", "task", "--reward", "slow:reward", "--train.check", "false"]
+    words += ["--eval.prompts", "0", "--eval.test_prompts", "0", "--watchdog.grade", "1"]
+    words += ["--watchdog.action", "stop", "--output-dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "fastrl"), "train", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert "fastrl: the phase 'grade' has taken 1 s" in done.stderr
+    assert "continue with: fastrl resume" in done.stderr and "slow.py" in done.stderr
+
+
+FINE = {
+    "objective": "task", "truncated_share": 0.1, "groups_all_right": 0.2, "groups_all_wrong": 0.2,
+    "clip_share": 0.01, "reward_group_std": 0.4, "parse_rate": 0.9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"truncated_share": 0.6}, "60% of the responses were cut"),
+        ({"groups_all_wrong": 0.7}, "90% of the groups are all right or all wrong"),
+        ({"clip_share": 1.0}, "100% of the tokens are clipped"),
+        ({"reward_group_std": 0.0}, "constant"),
+        ({"parse_rate": 0.3}, "from 30% of the responses only"),
+    ],
+)
+def test_alerts(change, said):
+    assert alerts([FINE]) == []
+    (text,) = alerts([FINE | change])
+    assert said in text and ("; " in text or ", so" in text)
+    assert alerts([FINE | change, *[FINE] * 9]) == []  # a mean over steps
+    assert alerts([FINE | dict.fromkeys(change)]) == []  # what is not known
+
+
+def test_groups_without_signal_do_not_matter_to_sharpening():
+    assert alerts([FINE | {"objective": "sharpen", "groups_all_wrong": 0.8}]) == []
