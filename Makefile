@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# a file of exact versions, as tests/constraints.txt; empty: the newest in the ranges of pyproject.toml
+CONSTRAINTS ?=
 RUN_DIR ?= runs/sharpen-$(shell date +%Y%m%d-%H%M%S)
 # processes of the tests, a thread each
 JOBS ?= 2
@@ -56,7 +58,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
 	  || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable ".[test,lint]"
 	touch $@
 
 clean:

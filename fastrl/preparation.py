@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from fastrl.memory_plan import MemoryPlan
 from fastrl.model import resolve_model
 from fastrl.prompts import Tokenized
 from fastrl.random_init import SUBSTITUTE, find_tokenizer
+from fastrl.sampler.philox import MAX_ATTEMPTS
 from fastrl.shapes import Outline, outline
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 
@@ -98,6 +100,8 @@ def placement(config: Config) -> tuple[torch.device, torch.dtype]:
     name = config.model.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda") or not re.fullmatch(r"\w+(:\d+)?", name):
+        raise UsageError(f"model.device is {name!r}; give auto, cpu, cuda, or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
@@ -188,17 +192,27 @@ def check_numbers(config: Config) -> None:
         ("eval.every", config.eval.every, 0),
         ("eval.test_prompts", config.eval.test_prompts, 0),
         ("checkpoint.every", config.checkpoint.every, 0),
+        ("checkpoint.keep_last", config.checkpoint.keep_last, 0),
+        ("checkpoint.keep_best", config.checkpoint.keep_best, 0),
+        ("anomaly.entropy_floor", config.anomaly.entropy_floor, 0),
+        ("anomaly.max_attempts", config.anomaly.max_attempts, 0),
+        *((f"watchdog.{k}", v, 0) for k, v in vars(config.watchdog).items() if k != "action"),
         ("data.max_prompt_tokens", config.data.max_prompt_tokens, 0),
         ("data.limit", config.data.limit, 0),
         ("sampling.max_total_tokens", sampling.max_total_tokens, 0),
         ("sampling.num_blocks", sampling.num_blocks, 0),
         ("sampling.block_size", sampling.block_size, 1),
     ):
-        if value < least:
+        if not value >= least:  # so that nan is refused too
             reason = (
                 " (one response has no baseline)" if key.endswith("responses_per_prompt") else ""
             )
             raise UsageError(f"{key} is {value}; it must be at least {least}{reason}")
+    if config.anomaly.max_attempts > MAX_ATTEMPTS:
+        raise UsageError(
+            f"anomaly.max_attempts is {config.anomaly.max_attempts}; the random numbers tell"
+            f" {MAX_ATTEMPTS} attempts apart, give at most so many"
+        )
     _check_updates(config)
     if sampling.max_rounds > 1 and not config.loss.drop_groups_without_signal:
         raise UsageError(

@@ -23,6 +23,7 @@ import numpy as np
 from fastrl.errors import UsageError
 
 STREAMS = {"train": 0, "eval": 1, "baseline": 2}
+MAX_ATTEMPTS = 253  # streams from 3 on
 LIMITS = {
     "position": 1 << 20,
     "response": 1 << 12,
