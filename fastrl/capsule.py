@@ -29,6 +29,7 @@ from fastrl.config import read_toml, write_toml
 from fastrl.distributed import ALONE, World
 from fastrl.environment import describe
 from fastrl.errors import UsageError
+from fastrl.run_directory import CAPSULE, RunDirectory, capsule_name
 from fastrl.types import Completion, Prompt, Scored
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from fastrl.rollouts import Rollouts
     from fastrl.run import Run
 
-CAPSULE, RESPONSES, WEIGHTS, CONFIG = "capsule.json", "responses.parquet", "weights", "config.toml"
+RESPONSES, WEIGHTS, CONFIG = "responses.parquet", "weights", "config.toml"
 
 
 def write(
@@ -46,8 +47,8 @@ def write(
 
     Every process calls it; the first one writes. Raises OSError where that is not possible.
     """
-    attempt = f"_attempt_{before.attempt}" if before.attempt else ""
-    path = run.directory.anomalies / f"step_{before.step + 1:06d}{attempt}_{finding.rule}"
+    name = capsule_name(before.step + 1, before.attempt, finding.rule)
+    path = run.directory.anomalies / name
     is_first = run.learner.world.is_first
     there = list(steps(run.directory.checkpoints)) if is_first else []
     there = run.learner.world.from_first([step for step in there if step <= before.step])
@@ -115,7 +116,6 @@ def replay(path: Path, say: Callable[[str], None], world: World = ALONE) -> Repl
     from fastrl.guard import Guard, Vitals
     from fastrl.rollouts import roll_out
     from fastrl.run import restored
-    from fastrl.run_directory import RunDirectory
     from fastrl.step import train_step
     from fastrl.train import take_step
 

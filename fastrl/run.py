@@ -254,15 +254,19 @@ def resume(
                 f"the {split} prompts are not those that this run began with (their SHA-256 in"
                 f" {directory.environment} differs); put the data back as they were"
             )
-    now = {**describe(), "step": run.step, "data": run.data_sha256}
+    now = describe()
     if changed := differences(then, now):
         say(f"not as at the start of the run, so that bits may differ: {'; '.join(changed)}")
     run.directory = directory
     run.attempt = max(run.attempt, attempt)
     directory.cut_back(run.step if checkpoint else -1)
-    directory.add_environment(now)
+    directory.add_environment({**now, "step": run.step, "data": run.data_sha256})
     run.history = [Vitals.of_metrics(line) for line in directory.read_metrics()]
-    run.told = set() if attempt else directory.told()
+    # a run that was stopped for a collapse goes on when its user says so; what else was done about
+    # one after this step is done again
+    stops = config.anomaly.collapse in ("auto", "stop")
+    capsules = directory.capsules(run.attempt)
+    run.told = {rule for rule, step in capsules.items() if stops or step <= run.step}
     return run
 
 

@@ -19,6 +19,8 @@ from fastrl.errors import Failure, UsageError
 from fastrl.step import StepResult
 from fastrl.types import Scored
 
+CAPSULE = "capsule.json"
+
 
 class RunDirectory:
     """The directory of one run.
@@ -103,10 +105,15 @@ class RunDirectory:
         lines = _whole_lines(self.environment) if self.environment.exists() else []
         return json.loads(lines[0]) if lines else {}
 
-    def told(self) -> set[str]:
-        """The rules of the anomalies that have a capsule, of any attempt."""
-        found = self.anomalies.glob("step_*/capsule.json")
-        return {path.parent.name.rpartition("_")[2] for path in found}
+    def capsules(self, attempt: int) -> dict[str, int]:
+        """The rules of the anomalies of an attempt that have a capsule, with the first step."""
+        found: dict[str, int] = {}
+        for path in sorted(self.anomalies.glob(f"{capsule_name('*', attempt, '*')}/{CAPSULE}")):
+            number, _, rule = path.parent.name.removeprefix("step_").partition("_")
+            rule = rule.removeprefix(f"attempt_{attempt}_")
+            if "attempt_" not in rule:
+                found.setdefault(rule, int(number))
+        return found
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every step so far."""
@@ -179,6 +186,12 @@ class RunDirectory:
                 f" with: fastrl resume {self.path}"
             ) from None
         self._unsynced |= {path, path.parent}
+
+
+def capsule_name(step: int | str, attempt: int, rule: str) -> str:
+    """The directory of a capsule under anomalies/."""
+    number = step if isinstance(step, str) else f"{step:06d}"
+    return f"step_{number}{f'_attempt_{attempt}' if attempt else ''}_{rule}"
 
 
 COMPLETIONS = pa.schema(

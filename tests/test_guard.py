@@ -11,6 +11,7 @@ from fastrl import guard, metrics
 from fastrl.cli import main
 from fastrl.config import AnomalyConfig
 from fastrl.guard import PATIENCE, WINDOW, Vitals, collapses
+from fastrl.run_directory import RunDirectory, capsule_name
 
 GOOD = Vitals(groups=64, truncated=0.1, empty=0.2, accuracy=0.5, entropy=0.4, reward=-3.0)
 BROKEN = ["--optim.lr", "1e30", "--optim.grad_clip", "0", "--train.check", "false"]
@@ -52,6 +53,19 @@ def test_an_accuracy_that_fell_by_half_and_not_by_chance(before, after, groups, 
     assert rules(*[old] * WINDOW, *[new] * (WINDOW - 1)) == []
     unknown = GOOD._replace(accuracy=math.nan)
     assert rules(*[unknown] * 2 * WINDOW) == []
+
+
+def test_a_capsule_is_known_by_its_attempt(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step, attempt, rule in (
+        (3, 0, "loss"), (5, 0, "loss"), (4, 1, "ref_logprob_R"), (9, 11, "entropy"),
+    ):  # fmt: skip
+        path = run.anomalies / capsule_name(step, attempt, rule)
+        path.mkdir(parents=True)
+        (path / "capsule.json").touch()
+    assert run.capsules(0) == {"loss": 3}
+    assert run.capsules(1) == {"ref_logprob_R": 4} and run.capsules(11) == {"entropy": 9}
+    assert run.capsules(2) == {}
 
 
 @pytest.fixture(scope="module")
