@@ -33,7 +33,7 @@ soak: $(STAMP)
 sanitize: $(STAMP)
 	bash tests/sanitize.sh $(abspath $(BIN)/python)
 
-# needs clang++; five minutes for each of the two targets, unless FUZZ says otherwise
+# needs clang++ and g++; five minutes for each of the ten targets, unless FUZZ says otherwise
 FUZZ ?= -max_total_time=300
 fuzz:
 	bash tests/fuzz/run.sh $(FUZZ)

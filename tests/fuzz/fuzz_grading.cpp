@@ -1,7 +1,8 @@
-// libFuzzer targets for the grader: extraction with -DEXTRACTION, else equivalence.
+// libFuzzer targets for the grader: extraction with -DEXTRACTION, batches with -DBATCH, else
+// equivalence.
 //
-// The first byte chooses the mode and the options. The rest is a completion, or a gold up to the first
-// line feed and a completion.
+// The first byte chooses the mode and the options. The rest is a completion, or a gold up to the
+// first line feed and a completion; of a batch every line is both.
 #undef NDEBUG
 #include <cassert>
 #include <string>
@@ -44,8 +45,7 @@ bool same(const Verdict& a, const Verdict& b) {
     return a.reason == b.reason && a.begin == b.begin && a.end == b.end && a.joined == b.joined;
 }
 
-[[maybe_unused]] void check_equivalence(uint8_t choices, std::string_view gold_text,
-                                        std::string_view completion) {
+Options options_of(uint8_t choices) {
     const auto choose = [&](int count) {
         const int chosen = choices % count;
         choices = static_cast<uint8_t>(choices / count);
@@ -57,7 +57,11 @@ bool same(const Verdict& a, const Verdict& b) {
     options.rules = {choose(2) == 0, choose(2) == 1};
     options.last_of_many = choose(2) == 1;
     if (choose(4) == 1) options.budget_ops = 50;
+    return options;
+}
 
+[[maybe_unused]] void check_equivalence(const Options& options, std::string_view gold_text,
+                                        std::string_view completion) {
     const Gold gold(gold_text);
     assert(gold.kind() && gold.problem());
     assert(gold.is_readable() || *gold.problem());
@@ -90,6 +94,50 @@ bool same(const Verdict& a, const Verdict& b) {
     assert(either.reason == Reason::correct);
 }
 
+// Completions with none to three golds each, compiled or not, get together what they get alone.
+[[maybe_unused]] void check_batch(const Options& options, std::string_view text) {
+    constexpr size_t MOST = 12;
+    std::vector<std::string_view> texts;
+    for (size_t end = 0; end != std::string_view::npos && texts.size() < MOST;) {
+        end = text.find('\n');
+        texts.push_back(text.substr(0, end));
+        text = end == std::string_view::npos ? "" : text.substr(end + 1);
+    }
+    const size_t count = texts.size();
+    std::vector<Gold> compiled;
+    for (const auto gold : texts) compiled.emplace_back(gold);
+    Golds golds;
+    for (size_t i = 0; i < count; ++i) {
+        for (size_t j = 0; j < i % 4; ++j) {
+            const size_t at = i * j % count;
+            golds.sources.push_back((i + j) % 3 ? GoldSource{nullptr, texts[at]}
+                                                : GoldSource{&compiled[at], {}});
+        }
+        golds.offsets.push_back(golds.sources.size());
+    }
+    std::vector<Verdict> together(count), in_threads(count);
+    grade_all(texts, golds, options, 1, together.data());
+    grade_all(texts, golds, options, 3, in_threads.data());
+    Gold again;  // whose memory is used again
+    for (size_t i = 0; i < count; ++i) {
+        const auto first = golds.sources.begin();
+        Golds mine{{first + golds.offsets[i], first + golds.offsets[i + 1]}, {0, i % 4}};
+        Verdict alone;
+        grade_all({texts[i]}, mine, options, 1, &alone);
+        assert(same(alone, together[i]) && same(alone, in_threads[i]));
+        again.compile(texts[i]);
+        assert(again.kind() == std::string(compiled[i].kind()));
+        assert(again.problem() == std::string(compiled[i].problem()));
+        assert(again.is_readable() == compiled[i].is_readable());
+        assert(again.is_listed() == compiled[i].is_listed());
+        Answer scratch, other;
+        const std::string_view answer = texts[i / 2];
+        const Match match = again.equals(answer, scratch, options.budget_ops, options.rules);
+        assert(match == compiled[i].equals(answer, other, options.budget_ops, options.rules));
+        assert(again.is_hedged(scratch) == compiled[i].is_hedged(other));
+    }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -97,10 +145,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
 #ifdef EXTRACTION
     check_extraction(static_cast<Mode>(data[0] % 6), text);
+#elif defined(BATCH)
+    check_batch(options_of(data[0]), text);
 #else
     const size_t end = text.find('\n');
     if (end == std::string_view::npos) return 0;
-    check_equivalence(data[0], text.substr(0, end), text.substr(end + 1));
+    check_equivalence(options_of(data[0]), text.substr(0, end), text.substr(end + 1));
 #endif
     return 0;
 }

@@ -1,4 +1,4 @@
-"""Writes seeds of both fuzz targets, and a dictionary, from the cases of tests/grading.
+"""Writes seeds of the fuzz targets of the grader, and a dictionary: the cases of tests/grading.
 
 python tests/fuzz/seeds.py FOLDER: files in FOLDER/extraction and FOLDER/equivalence, FOLDER/words.
 """
