@@ -253,9 +253,9 @@ def test_the_null_run_changes_no_bit(tmp_path):
 def test_every_whole_group_is_scored_before_the_step_trains(tmp_path, monkeypatch):
     known = []
 
-    def watched(learner, groups, step, scorer):
+    def watched(learner, groups, step, scorer, hooks):
         known.append(sum(len(batch.sequences) for batch, _ in scorer.finish()))
-        return train_step(learner, groups, step, scorer)
+        return train_step(learner, groups, step, scorer, hooks)
 
     monkeypatch.setattr("fastrl.train.train_step", watched)
     assert train(tmp_path / "run", "--objective", "task", *ON) == 0
