@@ -170,6 +170,19 @@ FASTRL_INLINE Ints pairs_of(Floats low, Floats high) {
 #endif
 }
 
+#if defined(__clang__)  // it lacks gcc's function of this name, and makes one instruction of this
+FASTRL_INLINE Ints shuffle(Ints a, Ints b, Ints lanes) {
+    Ints chosen;
+    for (int i = 0; i < WIDTH; ++i)
+        chosen[i] = lanes[i] < WIDTH ? a[lanes[i]] : b[lanes[i] - WIDTH];
+    return chosen;
+}
+FASTRL_INLINE Ints shuffle(Ints a, Ints lanes) { return shuffle(a, a, lanes); }
+#else
+FASTRL_INLINE Ints shuffle(Ints a, Ints b, Ints lanes) { return __builtin_shuffle(a, b, lanes); }
+FASTRL_INLINE Ints shuffle(Ints a, Ints lanes) { return __builtin_shuffle(a, lanes); }
+#endif
+
 // rows[i][j] and rows[j][i] change places.
 template <int STEP = 1>
 FASTRL_INLINE void transpose(Ints (&rows)[WIDTH]) {
@@ -182,8 +195,8 @@ FASTRL_INLINE void transpose(Ints (&rows)[WIDTH]) {
         for (int i = 0; i < WIDTH; ++i)
             if (!(i & STEP)) {
                 const Ints a = rows[i], b = rows[i | STEP];
-                rows[i] = __builtin_shuffle(a, b, low);
-                rows[i | STEP] = __builtin_shuffle(a, b, high);
+                rows[i] = shuffle(a, b, low);
+                rows[i | STEP] = shuffle(a, b, high);
             }
         transpose<2 * STEP>(rows);
     }
@@ -204,7 +217,7 @@ FASTRL_INLINE float largest(Floats values) {
     for (int turn = 0; 1 << turn < WIDTH; ++turn) {
         Ints lanes;
         std::memcpy(&lanes, turns.lanes[turn], sizeof lanes);
-        values = larger(values, (Floats)__builtin_shuffle((Ints)values, lanes));
+        values = larger(values, (Floats)shuffle((Ints)values, lanes));
     }
     return values[0];
 }

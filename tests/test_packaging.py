@@ -7,7 +7,7 @@ import sys
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree, ignore_patterns, which
 
 import pytest
 
@@ -116,3 +116,11 @@ def test_a_source_distribution_is_whole(tmp_path):
         assert found, pattern
         wanted += found
     assert set(wanted) <= names, sorted(set(wanted) - names)
+
+
+@pytest.mark.skipif(which("clang++") is None, reason="clang++ is not installed")
+def test_the_kernels_compile_with_clang():
+    sources = [str(path) for path in (ROOT / "csrc").glob("*.cpp") if path.name != "module.cpp"]
+    command = ["clang++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wno-unknown-pragmas", *sources]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
