@@ -12,6 +12,7 @@ constexpr int64_t SMALL = 1 << 18;  // multiply-adds that are not worth a second
 }  // namespace
 
 void layer(const LayerWeights& w, PagedAttention a, const void* x, void* out, int threads) {
+    if (a.rows == 0) return;
     const int64_t rows = a.rows, bytes = w.dtype == DType::f32 ? 4 : 2;
     const int64_t all_heads = (w.heads + 2 * w.kv_heads) * w.dim, attended = w.heads * w.dim;
     int64_t words = 0, work = 0;

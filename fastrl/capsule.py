@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastrl import strict_json
 from fastrl.checkpoint import TrainerState, newest_valid, steps, write_checkpoint
 from fastrl.config import read_toml, write_toml
 from fastrl.distributed import ALONE, World
@@ -120,7 +121,7 @@ def replay(path: Path, say: Callable[[str], None], world: World = ALONE) -> Repl
     from fastrl.train import take_step
 
     try:
-        kept = json.loads((path / CAPSULE).read_text(encoding="utf-8"))
+        kept = strict_json.parse((path / CAPSULE).read_bytes())
         before = TrainerState(**kept["before"])
         history = [Vitals(*map(float, v)) for v in kept["history"]]
         stored = pq.read_table(path / RESPONSES).to_pylist()

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastrl import strict_json
 from fastrl.durable import make_directories, sync
 from fastrl.errors import UsageError
 from fastrl.optim import Optimizer
@@ -112,7 +113,7 @@ def steps(directory: Path) -> dict[int, Path]:
 def damage(path: Path) -> str | None:
     """What is wrong with the checkpoint `path`, in a few words; None for a whole one."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = strict_json.parse((path / MANIFEST).read_bytes())
         for name, entry in manifest.items():
             file = path / name
             if not file.is_file():
@@ -140,7 +141,7 @@ def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
 def read_state(path: Path) -> TrainerState:
     """The loop's counters in the checkpoint `path`."""
     try:
-        return TrainerState(**json.loads((path / STATE).read_text()))
+        return TrainerState(**strict_json.parse((path / STATE).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path / STATE} cannot be read: {error}; resume an older step") from None
 

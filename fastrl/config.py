@@ -251,12 +251,12 @@ class AnomalyConfig:
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    sample: float = setting(3600.0, "seconds that this phase of a step may take; 0: no limit")
-    grade: float = setting(600.0, "the same of this one")
-    reference: float = setting(3600.0, "the same of this one")
-    train: float = setting(3600.0, "the same of this one")
-    save: float = setting(3600.0, "the same of this one")
-    evaluate: float = setting(7200.0, "the same of this one")
+    sample: float = setting(3600.0, "seconds that sampling a step may take; 0: no limit")
+    grade: float = setting(600.0, "seconds that grading its responses may take")
+    reference: float = setting(3600.0, "seconds that their log-probs may take")
+    train: float = setting(3600.0, "seconds that gradients and update may take")
+    save: float = setting(3600.0, "seconds that a checkpoint may take")
+    evaluate: float = setting(7200.0, "seconds that an evaluation may take")
     action: Literal["say", "stop"] = setting(
         "say", "when one takes longer; stop: end the process, whatever it is at"
     )
@@ -394,7 +394,7 @@ def read_toml(path: str | Path, base: Config | None = None) -> Config:
         raise UsageError(
             f"cannot read the configuration {path}: {error.strerror}; give a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}; mend that line") from None
     values: dict[str, Any] = {}
     for table, content in data.items():

@@ -13,7 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fastrl import strict_json
 from fastrl.errors import Unavailable, UsageError
+from fastrl.strict_json import has_lone_surrogates
 
 TEMPLATE = "{prompt}\n\nThink step by step, then give the final answer inside \\boxed{}."
 SPLITS = ("train", "validation", "test")
@@ -179,7 +181,7 @@ def _example(index: int, where: str, row: Mapping[str, Any], template: str) -> E
     answer = _text(row.get("answer"))
     if answer is None:
         raise UsageError(
-            f"{where}: 'answer' is {row.get('answer')!r}; give a string that is not empty"
+            f"{where}: 'answer' is {_shown(row.get('answer'))}; give a string that is not empty"
         )
     messages = row.get("messages")
     if messages is not None:
@@ -189,11 +191,18 @@ def _example(index: int, where: str, row: Mapping[str, Any], template: str) -> E
         question = row.get(name)
         if not isinstance(question, str) or not question.strip():
             raise UsageError(
-                f"{where}: {name!r} is {question!r}; give 'prompt', 'question' or 'messages'"
+                f"{where}: {name!r} is {_shown(question)}; give 'prompt', 'question' or 'messages'"
             )
         turns = ({"role": "user", "content": template.replace("{prompt}", question)},)
+    if any(map(has_lone_surrogates, (answer, *(text for turn in turns for text in turn.values())))):
+        raise UsageError(f"{where} holds half of a character, a lone surrogate; write it whole")
     used = ("prompt", "question", "messages", "answer")
     return Example(index, turns, answer, {k: v for k, v in row.items() if k not in used})
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _text(value: Any) -> str | None:
@@ -288,14 +297,7 @@ def _file(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .jsonl or .parquet file")
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-        from pyarrow import ArrowException
-
-        try:
-            table = pq.read_table(path)
-        except (ArrowException, OSError) as error:
-            raise UsageError(f"{path} is no readable parquet file: {error}") from None
-        for i, row in enumerate(table.to_pylist()):
+        for i, row in enumerate(_parquet(path)):
             yield i, f"{path} row {i}", row
         return
     try:
@@ -309,14 +311,33 @@ def _file(path: Path) -> Iterator[Row]:
                 yield i, where, _json_object(where, line)
 
 
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, in memory a thousand at a time."""
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    try:
+        with pq.ParquetFile(path) as file:
+            count, size = file.metadata.num_rows, path.stat().st_size
+            if count > size:
+                raise ValueError(f"it says that it holds {count:,} rows in {size:,} bytes")
+            for batch in file.iter_batches(1000):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{path} is no readable parquet file: {' '.join(str(error).split())[:300]}; "
+            "write it again"
+        ) from None
+
+
 def _json_object(where: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.rstrip().decode("utf-8-sig"))
+        row = strict_json.parse(line.rstrip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UsageError(f"{where} is no JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{where} is no UTF-8: {error.reason} at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{where} cannot be read: {error}") from None
     if not isinstance(row, dict):
         raise UsageError(f"{where} is no object; give one with prompt and answer")

@@ -69,7 +69,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was, in words: "torch 2.12.0, now 2.13.0"."""
 
     def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {**values, **values.get("packages", {})}
+        packages = values.get("packages")
+        return {**values, **(packages if isinstance(packages, dict) else {})}
 
     old, new = flat(then), flat(now)
     names = [k for k in old if k != "packages" and k in new and old[k] != new[k]]

@@ -168,5 +168,6 @@ class Fit:
             host_state=config.optim.state == "host",
             host_reference=config.train.reference == "host",
             scores_early=early,
+            copies_checkpoint=config.checkpoint.background == "on" and not self.on_gpu,
             multiplies_halves=self.on_gpu or cpu_multiplies_bf16(),
         )

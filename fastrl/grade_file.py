@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from fastrl import strict_json
 from fastrl.errors import UsageError
 from fastrl.grading import CONTENTS, MODES, Grade, GradingPolicy, grade
 
@@ -143,11 +144,9 @@ def report_line(source: str, number: int, error: ValueError) -> str:
 def json_object(line: bytes, **options: Any) -> dict[str, Any]:
     """The JSON object on a line; `options` are those of `json.loads`. Raises ValueError."""
     try:
-        row = json.loads(line.strip().decode("utf-8-sig"), **options)
+        row = strict_json.parse(line.strip().decode("utf-8-sig"), **options)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("its lists are nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError("it is not an object; write one such as {...}")
     return row

@@ -24,6 +24,7 @@ from fastrl import capsule
 from fastrl.config import AnomalyConfig
 from fastrl.errors import Failure
 from fastrl.metrics import mean_entropy, task_metrics
+from fastrl.run_directory import capsule_name
 from fastrl.scoring import Scores
 from fastrl.step import MASKED, TRAINED, Hooks
 
@@ -55,7 +56,7 @@ class Vitals(NamedTuple):
     def of_metrics(cls, line: Mapping[str, Any]) -> Vitals:
         """Of a line of metrics.jsonl."""
         names = ("prompts_drawn", "truncated_share", "empty_answer_share", "task_accuracy")
-        return cls(*(_number(line[k]) for k in (*names, "entropy", "reward_mean")))
+        return cls(*(_number(line.get(k)) for k in (*names, "entropy", "reward_mean")))
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Guard(Hooks):
             return True
         now = self._vitals(scores, reward_R)
         for rule, reason in collapses(self.run.history, now, self.run.config.anomaly):
+            if rule in self.run.told:
+                continue
             numbers |= now._asdict()
             risen = bool(self.run.history) and now.reward >= self.run.history[0].reward
             asked_for = self.run.objective.name == "sharpen" and risen
@@ -139,15 +142,10 @@ class Guard(Hooks):
         policy = config.nonfinite if finding.kind == "broken" else config.collapse
         if policy == "auto":
             policy = "go_on" if finding.kind == "sharpened" else "stop"
-        if finding.rule in run.told and finding.kind != "broken":
-            return True
-        first = finding.rule not in run.told
-        run.told.add(finding.rule)
         text = finding.reason
         if finding.kind == "sharpened":
             text += "; its reward has risen all the same: this is where sharpening leads, no defect"
-        if first:
-            text += f"; {self._keep(finding)}"
+        text += f"; {self._keep(finding)}"
         if policy == "stop":
             raise Failure(f"step {self.before.step + 1}: {text}; the run stops")
         if policy == "roll_back":
@@ -163,10 +161,16 @@ class Guard(Hooks):
         return not skips
 
     def _keep(self, finding: Finding) -> str:
-        """Write the capsule; what is to be said of it."""
+        """Write the capsule unless its rule has one; what is to be said of it."""
         assert self.rollouts is not None
+        run, rule = self.run, finding.rule
+        if rule in run.told:
+            step = run.directory.capsules(run.attempt).get(rule)
+            kept = "" if step is None else capsule_name(step, run.attempt, rule)
+            return f"the first of its kind is kept in {run.directory.anomalies / kept}"
+        run.told.add(rule)
         try:
-            path = capsule.write(self.run, self.before, self.rollouts, finding, self.updates == 0)
+            path = capsule.write(run, self.before, self.rollouts, finding, self.updates == 0)
         except OSError as error:
             return f"no capsule could be written ({error.strerror or error})"
         return f"replay the step with: fastrl replay {path}"

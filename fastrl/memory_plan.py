@@ -43,6 +43,7 @@ class Workload:
     host_state: bool = False  # AdamW's state lies in host memory
     host_reference: bool = False  # the reference too, between its uses
     scores_early: bool = False  # whole groups are scored while others are sampled
+    copies_checkpoint: bool = False  # what a CPU writes in the background
     multiplies_halves: bool = True  # the head's products take a narrow parameter as it is
 
     @property
@@ -64,8 +65,8 @@ class MemoryPlan:
 
     `baseline`: what the process has before any of it, outside `phases`; on a GPU nothing.
     `host`: beside them, in the memory of a GPU's machine, for good.
-    `not_at_first`: what is not there yet in the first step: AdamW's moments before its update, and
-    in it, as they are made one by one, the gradients that are dropped meanwhile.
+    `not_at_first`: what is not there yet in the first step: a checkpoint's copy, AdamW's moments
+    before its update, and in it, as they are made one by one, the gradients dropped meanwhile.
     """
 
     workload: Workload
@@ -177,7 +178,8 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
         host, state = sum(state.values()), {}
     resting = {} if w.host_reference else {"reference": size.reference}
     host += size.reference * w.host_reference
-    whole = {"policy": size.whole, **resting, **state}
+    copied = {"checkpoint": size.checkpoint} if w.copies_checkpoint else {}
+    whole = {"policy": size.whole, **resting, **state, **copied}
     sampling = whole | {"forward": size.sampler_forward}
     sampling |= {SCORE: size.scoring} if w.scores_early else {}
     cache = size.cache
@@ -202,8 +204,9 @@ def plan_memory(workload: Workload, baseline: int = 0, available: int | None = N
         phases[UPDATE]["heap"] = int(HEAP_KEEPS * size.activations)
     if w.host_state:
         phases[UPDATE]["state on its way"] = size.passing
-    not_at_first = dict.fromkeys(phases, 0 if w.host_state else size.moments)
-    not_at_first[UPDATE] = size.gradients if w.itemsize < WIDE else 0
+    later = sum(copied.values())  # than the first step's end
+    not_at_first = dict.fromkeys(phases, later + (0 if w.host_state else size.moments))
+    not_at_first[UPDATE] = later + (size.gradients if w.itemsize < WIDE else 0)
     spare = cache - min(cache, size.least_cache) if w.on_gpu else 0
     return MemoryPlan(w, baseline, phases, not_at_first, spare, host)
 
@@ -232,6 +235,8 @@ class _Sizes:
             self.gathered_gradients = count * WIDE
         self.masters = shard * WIDE if w.itemsize < WIDE else 0
         self.moments = 2 * shard * WIDE
+        # one process has those of all
+        self.checkpoint = weights + w.processes * (self.masters + self.moments)
         # of a piece of a parameter at a time a gradient in fp32; two pieces of the state are on
         # their way through a GPU
         most = min(PIECE_NUMBERS, -(-max(parameters) // w.processes)) * WIDE

@@ -224,13 +224,14 @@ def load_model(
     `load_tokenizer` do.
     """
     from fastrl.tokenizer import load_tokenizer
-    from fastrl.weights import load_weights, read_json
+    from fastrl.weights import check_weights, load_weights, read_json
 
     directory = resolve_model(name_or_dir)
     values = read_json(directory / "config.json")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = DecoderConfig.from_hf(values)
     kind = _dtype(dtype, values, device)
+    check_weights(config, directory)
     model = empty_model(config, dtype=kind, device=device, sharded=sharded)
     tokenizer = load_tokenizer(directory)
     model.valid_vocab = min(tokenizer.valid_vocab, config.vocab_size)

@@ -19,6 +19,9 @@ FAMILIES = {
 }
 
 
+MOST = 2**24  # of any width, of layers, and of tokens: their products are no number's overflow
+
+
 @dataclass(frozen=True)
 class Llama3Scaling:
     """The frequency scaling of Llama 3.1 (Dubey et al. 2024); names as in config.json."""
@@ -58,10 +61,10 @@ class DecoderConfig:
                 f"num_attention_heads is {self.num_heads}, which is no multiple of "
                 f"num_key_value_heads, {self.num_kv_heads}: mend config.json"
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2 or not 0 < self.head_dim * self.num_heads <= MOST:
             raise UsageError(
-                f"head_dim is {self.head_dim}, but the rotary embedding turns pairs: "
-                "it has to be even in config.json"
+                f"head_dim is {self.head_dim} in config.json, but the rotary embedding turns "
+                f"pairs, and {self.num_heads} heads are at most {MOST} wide together: mend it"
             )
 
     @classmethod
@@ -75,7 +78,8 @@ class DecoderConfig:
         architectures = values.get("architectures") or [FAMILIES.get(family)]
         if family not in FAMILIES or architectures != [FAMILIES[family]]:
             raise UsageError(
-                f"config.json has model_type {family!r} and architectures {architectures}, which "
+                f"config.json has model_type {_short(family)} and architectures "
+                f"{_short(architectures)}, which "
                 f"fastrl cannot run: use a model of {', '.join(FAMILIES.values())}"
             )
         _refuse_other_mathematics(values)
@@ -94,11 +98,11 @@ class DecoderConfig:
                 num_heads=num_heads,
                 num_kv_heads=_count(values, "num_key_value_heads", num_heads),
                 head_dim=_count(values, "head_dim", head_dim),
-                max_position=_count(values, "max_position_embeddings"),
+                max_position=_count(values, "max_position_embeddings", most=2**31),
                 tie_embeddings=bool(values.get("tie_word_embeddings", False)),
                 rope_theta=theta,
                 rope_scaling=scaling,
-                eps=values.get("rms_norm_eps", 1e-6),
+                eps=_number(values, "rms_norm_eps", 1e-6),
                 qkv_bias=bias or family == "qwen2",
                 o_bias=bias,
                 mlp_bias=family == "llama" and bool(values.get("mlp_bias", False)),
@@ -138,28 +142,51 @@ class DecoderConfig:
         return values | extra
 
 
-def _count(values: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """A whole number from 1; `default` stands for an absent or null one (KeyError without)."""
+def _count(
+    values: Mapping[str, Any], name: str, default: int | None = None, most: int = MOST
+) -> int:
+    """A whole number; `default` stands for an absent or null one (KeyError without)."""
     value = values.get(name)
     if value is None and default is not None:
         return default
     if value is None:
         raise KeyError(name)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise UsageError(
-            f"{name} is {value!r} in config.json, but it has to be a whole number from 1: mend it"
+            f"{name} is {_short(value)} in config.json, but it has to be a whole number from 1 to "
+            f"{most}: mend it"
         )
     return value
+
+
+def _number(values: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A positive number; `default` stands for an absent one (KeyError without)."""
+    value = values[name] if default is None else values.get(name, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UsageError(
+            f"{name} is {_short(value)} in config.json, but it has to be a positive number: mend it"
+        )
+    return number
+
+
+def _short(value: Any) -> str:
+    text = ascii(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _refuse_other_mathematics(values: Mapping[str, Any]) -> None:
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UsageError(
-            f"hidden_act is {activation!r} in config.json, but fastrl's decoder has only 'silu': "
-            "use a model with it"
+            f"hidden_act is {_short(activation)} in config.json, but fastrl's decoder has only "
+            "'silu': use a model with it"
         )
-    sliding = [kind for kind in values.get("layer_types") or () if kind != "full_attention"]
+    kinds = values.get("layer_types") or []
+    sliding = not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)
     if values.get("use_sliding_window") or sliding:
         raise UsageError(
             "config.json asks for sliding-window attention, but fastrl's decoder attends to the "
@@ -177,13 +204,15 @@ def _rope_from_hf(values: Mapping[str, Any]) -> tuple[float, Llama3Scaling | Non
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise UsageError(
-            f"config.json has the rotary settings {rope!r}, which are no object: mend it"
+            f"config.json has the rotary settings {_short(rope)}, which are no object: mend it"
         )
-    theta = float(rope.get("rope_theta", values.get("rope_theta", 10_000.0)))
+    theta = _number({**values, **rope}, "rope_theta", 10_000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     if kind not in ("default", "llama3") or partial != 1.0:
-        what = f"rope type {kind!r}" if partial == 1.0 else f"partial_rotary_factor {partial}"
+        what = f"rope type {_short(kind)}"
+        if partial != 1.0:
+            what = f"partial_rotary_factor {_short(partial)}"
         raise UsageError(
             f"config.json asks for {what}, but fastrl's decoder has only 'default' and 'llama3' "
             "over the whole head: use a model with one of these"
@@ -191,10 +220,12 @@ def _rope_from_hf(values: Mapping[str, Any]) -> tuple[float, Llama3Scaling | Non
     if kind == "default":
         return theta, None
     return theta, Llama3Scaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+        factor=_number(rope, "factor"),
+        low_freq_factor=_number(rope, "low_freq_factor"),
+        high_freq_factor=_number(rope, "high_freq_factor"),
+        original_max_position_embeddings=_count(
+            rope, "original_max_position_embeddings", most=2**31
+        ),
     )
 
 

@@ -259,7 +259,8 @@ def resume(
         say(f"not as at the start of the run, so that bits may differ: {'; '.join(changed)}")
     run.directory = directory
     run.attempt = max(run.attempt, attempt)
-    directory.cut_back(run.step if checkpoint else -1)
+    for line in directory.cut_back(run.step if checkpoint else -1):
+        say(line)
     directory.add_environment({**now, "step": run.step, "data": run.data_sha256})
     run.history = [Vitals.of_metrics(line) for line in directory.read_metrics()]
     # a run that was stopped for a collapse goes on when its user says so; what else was done about

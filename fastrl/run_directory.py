@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastrl import durable
+from fastrl import durable, strict_json
 from fastrl.config import Config, write_toml
 from fastrl.errors import Failure, UsageError
 from fastrl.step import StepResult
@@ -71,18 +70,22 @@ class RunDirectory:
             raise UsageError(f"{path} holds no run (no config.toml); give the directory of a run")
         return run
 
-    def cut_back(self, step: int) -> None:
-        """Drop every record of a step after `step`, and all from a line on that is not whole."""
+    def cut_back(self, step: int) -> list[str]:
+        """Drop every record of a step after `step`, and every line that is not whole.
+
+        Gives a sentence for each file that lacks records of the steps up to `step` afterwards.
+        """
         if not self.writes:
-            return
+            return []
         for path in (self.metrics, self.evaluations):
-            if not path.exists():
-                continue
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-            durable.replace_bytes(path, b"".join(kept))
+            if path.exists():
+                kept = [line for line, record in _records(path) if record["step"] <= step]
+                durable.replace_bytes(path, b"".join(kept))
         for path in self.completions.glob("step_*.parquet*"):
             if int(path.name.removeprefix("step_").split(".")[0]) > step:
                 path.unlink()
+        lost = step - len({line["step"] for line in self.read_metrics()})
+        return [f"{self.metrics} lacks {lost} steps: their lines were damaged"] if lost > 0 else []
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
@@ -102,8 +105,8 @@ class RunDirectory:
 
     def read_environment(self) -> dict[str, Any]:
         """What the run was started with; empty where nobody wrote it down."""
-        lines = _whole_lines(self.environment) if self.environment.exists() else []
-        return json.loads(lines[0]) if lines else {}
+        found = [line for line in _read(self.environment) if isinstance(line.get("data"), dict)]
+        return found[0] if found else {}
 
     def capsules(self, attempt: int) -> dict[str, int]:
         """The rules of the anomalies of an attempt that have a capsule, with the first step."""
@@ -121,7 +124,7 @@ class RunDirectory:
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """Every evaluation so far."""
-        return _read(self.evaluations)
+        return [e for e in _read(self.evaluations) if {"split", "accuracy"} <= set(e)]
 
     def add_completions(
         self, step: int, groups: Sequence[Sequence[Scored]], result: StepResult
@@ -219,20 +222,16 @@ COMPLETIONS = pa.schema(
 )
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a log up to the first that is no JSON object with a step, or has no end."""
-    lines = path.read_bytes().splitlines(keepends=True)
-
-    def is_whole(line: bytes) -> bool:
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a log that are whole: a JSON object with a step, and an end."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            return line.endswith(b"\n") and isinstance(json.loads(line)["step"], int)
-        except (ValueError, KeyError, TypeError):
-            return False
-
-    return list(takewhile(is_whole, lines))
+            record = strict_json.parse(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(record, dict) and type(record.get("step")) is int:
+            yield line, record
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [record for _, record in _records(path)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,18 @@ class Tokenizer:
         chat template, where the template refuses the messages, and where the result begins with
         two beginning-of-sequence tokens.
         """
-        from jinja2 import TemplateError
-
         if not self.inner.chat_template:
             raise UsageError(
                 f"the tokenizer of {self.name} has no chat template: use an instruction-tuned "
                 "model, or put a chat_template.jinja into its directory"
             )
-        try:
+        with _refusing(
+            f"the chat template of {self.name} refuses the messages",
+            "give roles that it knows, in its order, or mend the template",
+        ):
             text = self.inner.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
-            raise UsageError(
-                f"the chat template of {self.name} refuses the messages ({error}): "
-                "give roles that it knows, in its order"
-            ) from error
         token_ids = self.encode(text)
         bos = self.inner.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
@@ -59,7 +56,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it stands, no special token added."""
-        return self.inner.encode(text, add_special_tokens=False)
+        with _refusing(
+            f"the tokenizer of {self.name} cannot encode a text", "mend the one or the other"
+        ):
+            return self.inner.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out and spaces left as they are."""
@@ -133,17 +133,39 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (directory / name).is_file():
             read_json(directory / name)
-    try:
-        inner = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"the tokenizer in {directory} cannot be loaded ({reason}): fetch the model's "
-            "tokenizer.json and tokenizer_config.json again"
-        ) from error
-    eos: set[int] = set() if inner.eos_token_id is None else {inner.eos_token_id}
+    with _refusing(
+        f"the tokenizer in {directory} cannot be loaded",
+        "fetch the model's tokenizer.json and tokenizer_config.json again",
+    ):
+        inner = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = Tokenizer(inner, (), str(directory))
+        eos: set[int] = set() if inner.eos_token_id is None else {inner.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (directory / name).is_file():
             found = read_json(directory / name).get("eos_token_id")
-            eos.update([found] if isinstance(found, int) else found or [])
-    return Tokenizer(inner, sorted(eos), str(directory))
+            ids = found if isinstance(found, list) else [] if found is None else [found]
+            if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+                raise UsageError(
+                    f"eos_token_id in {directory / name} has to be the id of a token, or a list "
+                    "of ids: mend it"
+                )
+            eos.update(ids)
+    tokenizer.eos_token_ids = tuple(sorted(eos))
+    return tokenizer
+
+
+@contextmanager
+def _refusing(what: str, way_out: str) -> Iterator[None]:
+    """Turn what the libraries raise on a bad file, or on what it asks for, into UsageError.
+
+    They raise whatever they come upon, and Rust's panics are no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise UsageError(f"{what} ({reason}): {way_out}") from error

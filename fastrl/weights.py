@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastrl import strict_json
 from fastrl.errors import UsageError
+from fastrl.model_config import DecoderConfig
 from fastrl.sharding import piece, piece_of, piece_rows
 
 if TYPE_CHECKING:
     from fastrl.model import Decoder
 
+HEAD = "lm_head.weight"
 # what a saved model takes over from its source, beside config.json
 COMPANIONS = (
     "generation_config.json",
@@ -50,7 +55,10 @@ def hf_tensors(model: Decoder, read: Callable[[nn.Parameter], Tensor] = _data) -
     }
 
 
-def _places(model: Decoder) -> dict[str, tuple[nn.Parameter, range]]:
+Places = dict[str, tuple[nn.Parameter, range]]
+
+
+def _places(model: Decoder) -> Places:
     """Hugging Face names to the parameters that hold the tensors, and in which rows."""
     config = model.config
     heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
@@ -77,8 +85,33 @@ def _places(model: Decoder) -> dict[str, tuple[nn.Parameter, range]]:
                 places[f"model.layers.{index}.{part}.{kind}"] = (parameter, range(start, end))
     places["model.norm.weight"] = (model.norm.weight, range(len(model.norm.weight)))
     if model.head is not None:
-        places["lm_head.weight"] = (model.head, range(len(model.head)))
+        places[HEAD] = (model.head, range(len(model.head)))
     return places
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file, by its header."""
+
+    path: Path
+    shape: list[int]
+    dtype: str
+
+
+def check_weights(config: DecoderConfig, directory: Path) -> None:
+    """Raise what `load_weights` would, for a decoder of these shapes, before there is one.
+
+    Only headers are read: the shapes of a config.json take no memory unless weights have them.
+    """
+    from fastrl.model import Decoder
+
+    stored = _headers(directory)
+    if config.num_layers > len(stored):
+        raise UsageError(
+            f"config.json says {config.num_layers} layers, but {directory} holds {len(stored)} "
+            "tensors: give the config.json that belongs to these weights"
+        )
+    _check(stored, _places(Decoder(config, device="meta")), config, directory)
 
 
 @torch.no_grad()
@@ -91,57 +124,85 @@ def load_weights(model: Decoder, directory: str | Path) -> None:
     """
     directory = Path(directory)
     places = _places(model)
-    missing = set(places)
-    unexpected = []
-    tied = None
-    for path in _weight_files(directory):
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    if name in places:
-                        _fill(*places[name], file, name, path)
-                        missing.discard(name)
-                    elif name == "lm_head.weight":
-                        tied = file.get_tensor(name)
-                    elif not name.endswith("rotary_emb.inv_freq"):  # old Llama files store it
-                        unexpected.append(name)
-        except SafetensorError as error:
-            raise UsageError(
-                f"{path} cannot be read as safetensors ({error}): fetch or save the file again"
-            ) from None
-    if unexpected:
-        raise UsageError(
-            f"{directory} holds weights that a {model.config.family} decoder of its config.json "
-            f"has no place for, {_some(unexpected)}: give the config.json that belongs to them"
-        )
-    if missing:
-        hint = (
-            "set tie_word_embeddings to true in config.json if the head is the embedding"
-            if missing == {"lm_head.weight"}
-            else "give a complete model directory"
-        )
-        raise UsageError(f"{directory} lacks the weights {_some(sorted(missing))}: {hint}")
+    stored = _headers(directory)
+    _check(stored, places, model.config, directory)
+    for path in dict.fromkeys(found.path for found in stored.values()):
+        with _opened(path) as file:
+            for name, found in stored.items():
+                if found.path == path and name in places:
+                    _fill(*places[name], file.get_slice(name))
+    if (tied := stored.get(HEAD)) is None or HEAD in places:
+        return
+    with _opened(tied.path) as file:
+        head = piece_of(file.get_tensor(HEAD), model.embed)
     here = piece(model.embed)
-    if tied is not None and not torch.equal(piece_of(tied, model.embed).to(here), here):
+    if not torch.equal(head.to(here), here):
         raise UsageError(
-            f"{directory} stores an lm_head.weight that differs from model.embed_tokens.weight, "
+            f"{directory} stores an {HEAD} that differs from model.embed_tokens.weight, "
             "while config.json ties the two: set tie_word_embeddings to false there"
         )
 
 
-def _fill(parameter: nn.Parameter, rows: range, file: Any, name: str, path: Path) -> None:
-    stored = file.get_slice(name)
-    shape, expected = stored.get_shape(), [len(rows), *parameter.shape[1:]]
-    if shape != expected:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
         raise UsageError(
-            f"{name} in {path} has shape {list(shape)}, but config.json makes it "
-            f"{expected}: give the config.json that belongs to these weights"
-        )
-    if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+            f"{path} cannot be read as safetensors ({error}): fetch or save the file again"
+        ) from None
+
+
+def _headers(directory: Path) -> dict[str, Stored]:
+    """The tensors of a directory's safetensors by name."""
+    stored: dict[str, Stored] = {}
+    for path in _weight_files(directory):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                found = file.get_slice(name)
+                stored[name] = Stored(path, list(found.get_shape()), found.get_dtype())
+    return stored
+
+
+def _check(
+    stored: Mapping[str, Stored], places: Places, config: DecoderConfig, directory: Path
+) -> None:
+    """Raise UsageError where the stored tensors are not those that have a place."""
+    unexpected = [
+        name
+        for name in stored
+        # old Llama files store inv_freq
+        if name not in places and name != HEAD and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if unexpected:
         raise UsageError(
-            f"{name} in {path} is stored as {stored.get_dtype()}, but fastrl reads F64, F32, F16 "
-            "and BF16: use the unquantised model"
+            f"{directory} holds weights that a {config.family} decoder of its config.json "
+            f"has no place for, {_some(unexpected)}: give the config.json that belongs to them"
         )
+    if missing := set(places) - set(stored):
+        hint = (
+            "set tie_word_embeddings to true in config.json if the head is the embedding"
+            if missing == {HEAD}
+            else "give a complete model directory"
+        )
+        raise UsageError(f"{directory} lacks the weights {_some(sorted(missing))}: {hint}")
+    for name, (parameter, rows) in places.items():
+        found, expected = stored[name], [len(rows), *parameter.shape[1:]]
+        if found.shape != expected:
+            raise UsageError(
+                f"{name} in {found.path} has shape {found.shape}, but config.json makes it "
+                f"{expected}: give the config.json that belongs to these weights"
+            )
+        if found.dtype not in ("F64", "F32", "F16", "BF16"):
+            raise UsageError(
+                f"{name} in {found.path} is stored as {found.dtype}, but fastrl reads F64, F32, "
+                "F16 and BF16: use the unquantised model"
+            )
+
+
+def _fill(parameter: nn.Parameter, rows: range, stored: Any) -> None:
+    """Copy the rows of a stored tensor that this process keeps."""
     here = piece_rows(parameter)
     start, stop = max(rows.start, here.start), min(rows.stop, here.stop)
     if start < stop:
@@ -150,7 +211,7 @@ def _fill(parameter: nn.Parameter, rows: range, file: Any, name: str, path: Path
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
+    shown = ", ".join(name[:100] for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
@@ -163,13 +224,15 @@ def _weight_files(directory: Path) -> list[Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UsageError(f"{index} has no weight_map: fetch or save the model again")
-        paths = [directory / name for name in sorted(set(weight_map.values()))]
-        if absent := [path.name for path in paths if not path.is_file()]:
+        names = {str(name) for name in weight_map.values()}
+        # what is there, rather than what a path leads to: a name leads nowhere else
+        present = {path.name: path for path in directory.iterdir() if path.is_file()}
+        if absent := sorted(names - set(present)):
             raise UsageError(
                 f"{directory} lacks {_some(absent)}, which {index.name} names: "
                 "fetch the missing files"
             )
-        return paths
+        return [present[name] for name in sorted(names)]
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
         raise UsageError(
             f"{directory} has its weights as pickle only, which fastrl never reads: convert them "
@@ -184,10 +247,12 @@ def _weight_files(directory: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UsageError where the file is absent or holds none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = strict_json.parse(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"there is no {path}: give a Hugging Face model directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): fetch it again") from None
+    except ValueError as error:
         raise UsageError(f"{path} is not JSON ({error}): fetch or save it again") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no JSON object: fetch or save it again")

@@ -38,6 +38,18 @@ def test_a_run_directory_says_what_made_it(tmp_path, capsys, monkeypatch):
     assert "prompts are not those that this run began with" in capsys.readouterr().err
 
 
+def test_a_damaged_line_is_told_of_and_the_others_are_kept(tmp_path, capsys):
+    assert train(tmp_path / "run") == 0
+    metrics = tmp_path / "run/metrics.jsonl"
+    whole = metrics.read_bytes().splitlines(keepends=True)
+    shutil.rmtree(tmp_path / "run/checkpoints/step_4")
+    metrics.write_bytes(whole[0][:20] + b"\0\0" + whole[0][22:] + b"".join(whole[1:]))
+    capsys.readouterr()
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert "metrics.jsonl lacks 1 steps: their lines were damaged" in capsys.readouterr().err
+    assert [line["step"] for line in lines(metrics)] == [2, 3, 4]
+
+
 def test_a_run_directory_is_the_users_own(tmp_path):
     """Its rights are those that the user's umask leaves."""
     import os

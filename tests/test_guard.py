@@ -3,14 +3,16 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_train import fingerprint, lines, train
 
 from fastrl import guard, metrics
 from fastrl.cli import main
-from fastrl.config import AnomalyConfig
-from fastrl.guard import PATIENCE, WINDOW, Vitals, collapses
+from fastrl.config import AnomalyConfig, Config
+from fastrl.guard import PATIENCE, WINDOW, Guard, Vitals, collapses
 from fastrl.run_directory import RunDirectory, capsule_name
 
 GOOD = Vitals(groups=64, truncated=0.1, empty=0.2, accuracy=0.5, entropy=0.4, reward=-3.0)
@@ -87,6 +89,8 @@ def test_a_broken_run_stops_with_a_capsule_and_what_was_before_it(broken, capsys
     assert main(["resume", str(broken)]) == 1  # it is met again, and said again
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "the run stops" in err
+    (capsule,) = (broken / "anomalies").iterdir()
+    assert f"the first of its kind is kept in {capsule}" in err
     assert len(list((broken / "anomalies").iterdir())) == 1
 
 
@@ -248,3 +252,17 @@ def test_a_ledger_that_does_not_balance_stops_the_run(tmp_path, monkeypatch, cap
     err = capsys.readouterr().err
     assert "neither trained, masked, filtered nor failed" in err and "Traceback" not in err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_rule_that_was_told_of_hides_no_other(monkeypatch):
+    run = SimpleNamespace(state=None, told={"truncated"}, history=[], config=Config())
+    run.objective = SimpleNamespace(name="task")
+    watched = Guard(run, display=None)
+    both = [("truncated", "cut"), ("entropy", "below")]
+    monkeypatch.setattr(guard, "collapses", lambda *_: both)
+    monkeypatch.setattr(Guard, "_vitals", lambda *_: Vitals(*[0.0] * len(Vitals._fields)))
+    found = []
+    monkeypatch.setattr(Guard, "found", lambda self, finding: found.append(finding.rule))
+    scores = SimpleNamespace(ref_logprob_R=np.zeros(2), policy_logprob_R=np.zeros(2))
+    watched.before_update(scores, ["trained"] * 2, np.zeros(2), 0.0)
+    assert found == ["entropy"]

@@ -109,6 +109,19 @@ def test_what_lies_in_host_memory_is_on_the_gpu_while_it_is_used():
     assert plan.peak_of_first_step == plan.peak and "GB of host memory" in str(plan)
 
 
+def test_a_checkpoint_that_is_written_in_the_background_is_a_copy():
+    whole = (4 + 8) * PARAMETERS  # weights and moments
+    plain, plan = plan_memory(WORK), plan_memory(replace(WORK, copies_checkpoint=True))
+    assert all(plan.totals[name] == plain.totals[name] + whole for name in plain.totals)
+    assert plan.peak_of_first_step == plain.peak_of_first_step
+    narrow = plan_memory(replace(WORK, itemsize=2, copies_checkpoint=True, processes=4))
+    copy = narrow.phases["update"]["checkpoint"]
+    assert copy == pytest.approx((2 + 4 + 8) * PARAMETERS, abs=100)  # of all processes
+    background = parse_overrides(Config(), ["--checkpoint.background", "on"])
+    size = FIT.plan(background).peak - FIT.plan(Config()).peak
+    assert size == 12 * num_parameters(FIT.shapes)
+
+
 def test_a_gpu_that_is_too_small_is_told_of_host_memory():
     config = parse_overrides(Config(), ["--model.dtype", "bfloat16"])
     fit = Fit(SHAPES["Qwen3-4B"], 151936, 500, on_gpu=True, available=50 * 10**9)
