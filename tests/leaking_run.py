@@ -19,7 +19,7 @@ show = fastrl.display.Display.step
 def step(self, metrics):
     show(self, metrics)
     if leaks:
-        kept.append(bytearray(200_000))
+        kept.append(bytearray(2_000_000))
         kept.append(open(os.devnull))  # noqa: SIM115
         kept.append(threading.Timer(3600, print))
         kept[-1].daemon = True

@@ -19,7 +19,8 @@ def held(tmp_path, steps, *words):
         "--sampling.prompts_per_step", "4", "--sampling.responses_per_prompt", "4",
         "--eval.prompts", "4", "--eval.test_prompts", "0", "--eval.samples", "2",
         "--eval.every", "50", "--checkpoint.every", "25", "--checkpoint.keep_last", "2",
-        "--checkpoint.background", "on", "--output-dir", str(tmp_path / "run"),
+        "--checkpoint.background", "on", "--anomaly.collapse", "go_on",
+        "--output-dir", str(tmp_path / "run"),
     ]  # fmt: skip
     script = Path(__file__).with_name("leaking_run.py")
     done = subprocess.run(
@@ -51,4 +52,4 @@ def test_five_hundred_steps_hold_nothing(tmp_path):
 
 def test_a_leak_would_be_seen(tmp_path):
     slope = growth(held(tmp_path, 24, "--leak"))
-    assert slope[0] > 100_000 and slope[1] > 0.9 and slope[2] > 0.9
+    assert slope[0] > 1_000_000 and slope[1] > 0.9 and slope[2] > 0.9
