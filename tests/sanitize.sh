@@ -21,7 +21,7 @@ export PYTHONPATH="$scratch" ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export LD_PRELOAD
 "$python" -c "import fastrl._C as c; assert c.__file__.startswith('$scratch'), c.__file__"
-"$python" -m pytest -q -p no:cacheprovider -m "not slow" \
+"$python" -m pytest -q -p no:cacheprovider -n "${JOBS:-2}" -m "not slow" \
     -k "not (milliseconds or linearly or megabytes)" \
     tests/test_rows*.py tests/test_ops.py tests/test_losses.py \
     tests/test_sample_refusals.py tests/test_grading*.py tests/test_paged_attention.py \
