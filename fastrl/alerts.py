@@ -8,6 +8,7 @@ from typing import Any
 MOST = 0.5  # from this share on
 NEARLY_ALL = 0.8
 ALL = 0.95
+NOTHING = 1e-9  # a spread that rounding leaves of equal rewards
 LAST_STEPS = 10  # that the final table's are means over
 
 
@@ -15,15 +16,15 @@ def alerts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sentences on the mean of some lines of metrics.jsonl, each with what to do."""
 
     def mean(*names: str) -> float | None:
-        rows = [[line[name] for name in names] for line in lines]
-        found = [sum(row) for row in rows if None not in row]
+        rows: list[list[Any]] = [[line.get(name) for name in names] for line in lines]
+        found = [sum(map(float, row)) for row in rows if None not in row]
         return sum(found) / len(found) if found else None
 
     def at_least(bound: float, *names: str) -> float | None:
         value = mean(*names)
         return value if value is not None and value >= bound else None
 
-    uses_task = any(line["objective"] != "sharpen" for line in lines)
+    uses_task = any(line.get("objective") != "sharpen" for line in lines)
     found = []
     if cut := at_least(MOST, "truncated_share"):
         found.append(
@@ -41,7 +42,7 @@ def alerts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             " train.epochs or train.minibatches, a lower optim.lr, or wider bounds"
         )
     spread = mean("reward_group_std")
-    if spread == 0:
+    if spread is not None and spread < NOTHING:
         found.append(
             "the rewards of every group are constant, so that every advantage is 0; look at"
             " completions/ and at the reward functions"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastrl import strict_json
+from fastrl import durable, strict_json
 from fastrl.checkpoint import TrainerState, newest_valid, steps, write_checkpoint
 from fastrl.config import read_toml, write_toml
 from fastrl.distributed import ALONE, World
@@ -34,7 +34,7 @@ from fastrl.run_directory import CAPSULE, RunDirectory, capsule_name
 from fastrl.types import Completion, Prompt, Scored
 
 if TYPE_CHECKING:
-    from fastrl.guard import Finding
+    from fastrl.guard import Finding, Vitals
     from fastrl.rollouts import Rollouts
     from fastrl.run import Run
 
@@ -79,11 +79,55 @@ def write(
         "numbers": _plain(finding.numbers),
         "before": asdict(before),
         "history": _plain([list(v) for v in run.history]),
+        "told": sorted(run.told - {finding.rule}),
         "processes": run.learner.world.size,
         "environment": describe(),
     }
-    (path / CAPSULE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(values, indent=1) + "\n"
+    durable.sync(path / CONFIG, path / RESPONSES)
+    durable.replace_bytes(path / CAPSULE, text.encode())
     return path
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a capsule holds beside its weights."""
+
+    before: TrainerState
+    history: list[Vitals]
+    told: set[str]
+    processes: int
+    rule: str
+    reason: str
+    numbers: dict[str, Any]
+    responses: list[dict[str, Any]]
+
+
+def read(path: Path) -> Kept:
+    """The capsule in a directory; UsageError for what is none, or damaged."""
+    from fastrl.guard import Vitals
+
+    try:
+        values = strict_json.parse((path / CAPSULE).read_bytes())
+        table = pq.read_table(path / RESPONSES)
+        if table.schema.names != SCHEMA.names:
+            raise ValueError(f"{RESPONSES} has other columns")
+        return Kept(
+            before=TrainerState.of(values["before"]),
+            history=[Vitals(*map(float, v)) for v in values["history"]],
+            told=set(map(str, values["told"])),
+            processes=int(values["processes"]),
+            rule=str(values["rule"]),
+            reason=str(values["reason"]),
+            numbers=dict(values["numbers"]),
+            responses=table.cast(SCHEMA).to_pylist(),
+        )
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{path} holds no capsule that can be read ({type(error).__name__}: {reason}); give a"
+            " directory under anomalies/ of a run"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -114,37 +158,32 @@ def replay(path: Path, say: Callable[[str], None], world: World = ALONE) -> Repl
     """
     from fastrl.display import Display
     from fastrl.early import EarlyScorer
-    from fastrl.guard import Guard, Vitals
+    from fastrl.guard import Guard
     from fastrl.rollouts import roll_out
     from fastrl.run import restored
     from fastrl.step import train_step
     from fastrl.train import take_step
 
-    try:
-        kept = strict_json.parse((path / CAPSULE).read_bytes())
-        before = TrainerState(**kept["before"])
-        history = [Vitals(*map(float, v)) for v in kept["history"]]
-        stored = pq.read_table(path / RESPONSES).to_pylist()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UsageError(
-            f"{path} holds no capsule that can be read ({type(error).__name__}: {error}); give a"
-            " directory under anomalies/ of a run"
-        ) from None
-    if kept["processes"] != world.size:
-        say(f"the run had {kept['processes']} processes and this has {world.size}: sums may differ")
+    kept = read(path)
+    before, stored = kept.before, kept.responses
+    if kept.processes != world.size:
+        say(f"the run had {kept.processes} processes and this has {world.size}: sums may differ")
     config = read_toml(path / CONFIG)
     checkpoint, damaged = newest_valid(path / WEIGHTS)
     for line in damaged:
         say(line)
     run = restored(config, checkpoint, world)
     run.directory = RunDirectory(path, writes=False)
-    run.attempt, run.history = before.attempt, history
+    run.attempt, run.told = before.attempt, kept.told
+    run.history = kept.history[: run.step]  # the steps between add theirs
 
     class Found(Exception):
         """A finding, in place of what the run would do about it."""
 
     class Watcher(Guard):
         def found(self, finding: Finding) -> bool:
+            if finding.rule in kept.told:
+                return super().found(finding)
             raise Found(finding)
 
     with Display(run.step, before.step + 1) as display:
@@ -152,10 +191,13 @@ def replay(path: Path, say: Callable[[str], None], world: World = ALONE) -> Repl
             take_step(run, display)
         if run.state != before:
             raise UsageError(f"the counters of {path} are not those of its weights")
+        run.history = kept.history
         guard = Watcher(run, display)
         finding = None
         with EarlyScorer(run.learner, run.sampling.n) as scorer:
             rollouts = roll_out(run, display, scorer)
+            if len(_flat(rollouts.groups)) != len(stored):
+                raise UsageError(f"{path / RESPONSES} has too few or too many responses")
             same = [_row(s) == row for s, row in zip(_flat(rollouts.groups), stored, strict=True)]
             if not all(same):
                 say("other tokens were sampled: the step is computed on those of the capsule")
@@ -169,7 +211,7 @@ def replay(path: Path, say: Callable[[str], None], world: World = ALONE) -> Repl
     return Replay(
         responses=len(stored),
         same_responses=sum(same),
-        kept=[("rule", kept["rule"]), ("reason", kept["reason"]), *kept["numbers"].items()],
+        kept=[("rule", kept.rule), ("reason", kept.reason), *kept.numbers.items()],
         found=[]
         if finding is None
         else [("rule", finding.rule), ("reason", finding.reason), *_plain(finding.numbers).items()],

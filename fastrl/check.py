@@ -14,18 +14,19 @@ import numpy as np
 import torch
 
 from fastrl.alerts import alerts
-from fastrl.background import BackgroundGrader
+from fastrl.background import BackgroundGrader, Verdict
 from fastrl.batch import pack
 from fastrl.device_memory import available_bytes
 from fastrl.grading import grade
 from fastrl.lint_golds import count_kinds, lint_golds
 from fastrl.memory_plan import gigabytes
 from fastrl.metrics import task_metrics
+from fastrl.out_of_memory import shrinking
 from fastrl.rollouts import has_signal, score_groups
 from fastrl.sampler import PromptKey, SamplingParams
 from fastrl.scoring import score
 from fastrl.sharding import gathered
-from fastrl.types import Prompt
+from fastrl.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from fastrl.datasources import Example
@@ -39,6 +40,7 @@ PROMPTS = 32  # sampled from at step 0, at most
 # of a log-prob, in nats: the largest difference in fp32, the mean one in narrower types
 CLOSE = {torch.float32: (1e-4, 1e-3), torch.float64: (1e-8, 1e-6)}
 CLOSE_NARROW = (0.02, 0.1)
+MARK = "6-times-9-is-42"  # an answer that no template holds
 WRITTEN = {"hash4": "#### {}", "tag": "<answer>{}</answer>", "choice": "The answer is ({})."}
 
 
@@ -151,8 +153,8 @@ def template(run: Run) -> Iterator[Check]:
             "the template writes none, so that a response begins where the user's turn ends",
             "make sure that the model answers from there, or mend the chat template",
         )
-    answered = text([*messages, {"role": "assistant", "content": "x"}], False)
-    tail = tokenizer.encode(answered[answered.rfind("x") + 1 :])
+    answered = text([*messages, {"role": "assistant", "content": MARK}], False)
+    tail = tokenizer.encode(answered.rpartition(MARK)[2])
     special = [i for i in tail if i in set(inner.all_special_ids)][:1]
     names = [inner.convert_ids_to_tokens(i) for i in tokenizer.eos_token_ids]
     name, known = "end tokens", ", ".join(map(repr, names))
@@ -232,7 +234,12 @@ def agreement(run: Run) -> Iterator[Check]:
     chosen = (chosen * responses)[:responses]
     keys = [PromptKey(i) for i in range(responses)]
     with gathered(learner.policy, keep=learner.keep_gathered):
-        groups = run.sampler.generate(chosen, params, prompt_keys=keys, stream="baseline")
+        groups = shrinking(
+            run.sampler,
+            learner.world,
+            lambda: run.sampler.generate(chosen, params, prompt_keys=keys, stream="baseline"),
+            run.notes.append,
+        )
         completions = [c for group in groups for c in group]
         name, way_out = "sampler and trainer", "report it, with fastrl doctor's output"
         if any(not c.is_complete for c in completions):
@@ -263,7 +270,8 @@ def room(run: Run) -> Iterator[Check]:
     config, steps = run.config, run.config.train.max_steps
     each = checkpoint_bytes(run)
     saved = 1 + (steps - 1) // config.checkpoint.every if config.checkpoint.every else 1
-    kept = min(saved, config.checkpoint.keep_last + config.checkpoint.keep_best or saved) + 1
+    last, best = config.checkpoint.keep_last, config.checkpoint.keep_best
+    kept = (min(saved, last + best) if last else saved) + 1
     responses = config.sampling.prompts_per_step * config.sampling.responses_per_prompt
     logs = steps * responses * config.sampling.max_tokens * 12  # id, log-prob and text of a token
     needed = kept * each + logs
@@ -301,19 +309,23 @@ def start(run: Run) -> Iterator[Check]:
         Prompt(e.id, 0, e.messages, ids, e.answer, e.columns)
         for e, ids in zip(source.examples[:size], source.token_ids[:size], strict=True)
     ]
-    with BackgroundGrader(
-        run.tokenizer, [p.answer for p in chosen], run.config.reward.mode
-    ) as grader:
-        with gathered(run.learner.policy, keep=run.learner.keep_gathered):
-            groups = run.sampler.generate(
-                [p.token_ids for p in chosen],
-                replace(sampling, seed=run.config.train.seed),
-                prompt_keys=[PromptKey(p.id) for p in chosen],
-                stream="baseline",
-                on_event=grader.add,
-            )
-            run.sampler.release()
-        verdicts = grader.finish(groups)
+
+    def sample() -> tuple[list[list[Completion]], list[list[Verdict]]]:
+        with BackgroundGrader(
+            run.tokenizer, [p.answer for p in chosen], run.config.reward.mode
+        ) as grader:
+            with gathered(run.learner.policy, keep=run.learner.keep_gathered):
+                groups = run.sampler.generate(
+                    [p.token_ids for p in chosen],
+                    replace(sampling, seed=run.config.train.seed),
+                    prompt_keys=[PromptKey(p.id) for p in chosen],
+                    stream="baseline",
+                    on_event=grader.add,
+                )
+                run.sampler.release()
+            return groups, grader.finish(groups)
+
+    groups, verdicts = shrinking(run.sampler, run.learner.world, sample, run.notes.append)
     scored = score_groups(run, chosen, groups, verdicts)
     found = task_metrics(scored)
     ends = [c.finish_reason for group in groups for c in group]

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
 PARTIAL = ".partial_"  # before the name of what is being written or removed
+DAMAGED = "damaged_"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class TrainerState:
     tokens_sampled: int  # since the start of the run
     attempt: int = 0  # how often the run was rolled back to an older checkpoint
     max_tokens_per_batch: int = 0  # less than configured where memory ran out; 0: as configured
+
+    @classmethod
+    def of(cls, values: Any) -> TrainerState:
+        """Of a JSON object; TypeError for one that has other keys, or no counters."""
+        state = cls(**values)
+        if not all(type(value) is int and value >= 0 for value in asdict(state).values()):
+            raise TypeError("its counters are no whole numbers")
+        return state
 
 
 def sha256(path: Path) -> str:
@@ -110,6 +120,23 @@ def steps(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def clear(directory: Path, kept: Path | None) -> list[Path]:
+    """Remove what was left half written, and set aside what is newer than the checkpoint `kept`.
+
+    Gives the new names of damaged checkpoints: they are none any more, for whoever counts them.
+    """
+    for path in directory.glob(f"{PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    aside = []
+    for path in steps(directory).values():
+        if path == kept:
+            break
+        target = path.with_name(f"{DAMAGED}{path.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        aside.append(path.rename(target))
+    return aside
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with the checkpoint `path`, in a few words; None for a whole one."""
     try:
@@ -141,7 +168,7 @@ def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
 def read_state(path: Path) -> TrainerState:
     """The loop's counters in the checkpoint `path`."""
     try:
-        return TrainerState(**strict_json.parse((path / STATE).read_bytes()))
+        return TrainerState.of(strict_json.parse((path / STATE).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path / STATE} cannot be read: {error}; resume an older step") from None
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastrl.display import Display
     from fastrl.evaluate import Evaluation, Request
     from fastrl.run import Run
+    from fastrl.signals import StopOnSignal
 
 # Threads that wait must sleep, not spin, or one busy program beside a run stops it: a step of the
 # default run on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
@@ -214,38 +215,69 @@ def replay_command(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _run(make: Callable[[Callable[[str], None]], Run], world: World) -> int:
-    from fastrl.display import Display
-    from fastrl.guard import RollBack
     from fastrl.run import resume
+    from fastrl.signals import StopOnSignal
 
     started = time.perf_counter()
     run = make(_warn)
-    while True:
-        title = f"{run.objective.name} ({run.objective.study_name}): converges to"
-        print(f"{title} {run.objective.target}", flush=True)
-        path, attempt = run.directory.path, run.attempt + 1
-        try:
-            display = Display(
-                run.step,
-                run.config.train.max_steps,
-                memory=run.memory,
-                watchdog=run.config.watchdog,
-                way_out=f"continue with: fastrl resume {path}",
-            )
-            with display:
-                if not _train(run, display):
-                    return STOPPED
-        except RollBack:
-            del run, display  # their memory before the next's
+    path = run.directory.path
+    with StopOnSignal(at_once=_end_at_once) as stop:
+        while (outcome := _attempt(run, stop)) is None:
+            attempt = run.attempt + 1
+            del run  # its memory before the next's
+            _free_memory()
             run = resume(path, _warn, world, attempt)
-            continue
-        if world.is_first:
+        if outcome and world.is_first:
             _report(run, time.perf_counter() - started)
-        return OK
+        return OK if outcome else STOPPED
+
+
+def _attempt(run: Run, stop: StopOnSignal) -> bool | None:
+    """Train to the last step; False where the run was stopped on request before, None where it is
+    to be rolled back.
+    """
+    from fastrl.display import Display
+    from fastrl.guard import RollBack
+    from fastrl.run_directory import command
+
+    title = f"{run.objective.name} ({run.objective.study_name}): converges to"
+    print(f"{title} {run.objective.target}", flush=True)
+    try:
+        with Display(
+            run.step,
+            run.config.train.max_steps,
+            memory=run.memory,
+            watchdog=run.config.watchdog,
+            way_out=f"continue with: {command('resume', run.directory.path)}",
+            stop=stop,
+        ) as display:
+            return _train(run, display)
+    except RollBack:
+        return None
+
+
+def _free_memory() -> None:
+    """Of what nobody holds any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _end_at_once() -> NoReturn:
+    """Without what would be tidied or waited for; what is on the disk is whole."""
+    if sys.__stdout__ and sys.__stdout__.isatty():
+        print("\033[?25h", end="", file=sys.__stdout__, flush=True)  # the cursor
+    print("fastrl: interrupted", file=sys.__stderr__, flush=True)
+    os._exit(FAILED)
 
 
 def _train(run: Run, display: Display) -> bool:
     """Train to the last step; False where the run was stopped on request before."""
+    from fastrl.run_directory import command
     from fastrl.train import Stopped, train
 
     files = run.directory
@@ -260,7 +292,7 @@ def _train(run: Run, display: Display) -> bool:
     try:
         train(run, display)
     except Stopped as stop:
-        display.say(f"stopped after step {stop}; continue with: fastrl resume {files.path}")
+        display.say(f"stopped after step {stop}; continue with: {command('resume', files.path)}")
         return False
     run.evaluate("test", display)
     return True
@@ -276,7 +308,10 @@ def _report(run: Run, seconds: float) -> None:
 
     objective, files = run.objective, run.directory
     title = f"{objective.name} ({objective.study_name}): converges to {objective.target}"
-    draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
+    try:
+        draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
+    except OSError as error:
+        _warn(f"the picture {files.curves} cannot be written: {error.strerror or error}")
     tests = [e for e in files.read_evaluations() if e["split"] == "test"]
     if len(tests) >= 2:
         Console().print(final_table(tests[0], tests[-1]))

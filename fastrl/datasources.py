@@ -21,6 +21,8 @@ TEMPLATE = "{prompt}\n\nThink step by step, then give the final answer inside \\
 SPLITS = ("train", "validation", "test")
 EVERY_ROW = "all"  # the split of a source without splits that holds all its rows
 HELD_OUT = 10  # a row in HELD_OUT of a file without splits is kept for validation, one for testing
+PACKED = 200  # times that a parquet file's rows may be larger than it is
+PLENTY = 2**28  # bytes that its rows may take in any case
 GENERATED = 20_000  # rows of a reasoning-gym source without a limit
 EMBEDDED_ROWS = 8_500  # the default run sees no prompt twice
 
@@ -312,22 +314,51 @@ def _file(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, in memory a thousand at a time."""
+    """The rows of a parquet file; ValueError's sentence for one that swells beyond all measure."""
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
 
     try:
         with pq.ParquetFile(path) as file:
-            count, size = file.metadata.num_rows, path.stat().st_size
-            if count > size:
-                raise ValueError(f"it says that it holds {count:,} rows in {size:,} bytes")
-            for batch in file.iter_batches(1000):
-                yield from batch.to_pylist()
+            size, read = path.stat().st_size, 0
+            for group in range(file.num_row_groups):
+                at_once = _rows_at_once(file.metadata.row_group(group), size)
+                for batch in file.iter_batches(at_once, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        read += _characters(row)
+                        if read > PACKED * size + PLENTY:
+                            raise ValueError(f"its rows are more than {PACKED} times as large")
+                        yield row
     except (ArrowException, OSError, ValueError, OverflowError) as error:
         raise UsageError(
             f"{path} is no readable parquet file: {' '.join(str(error).split())[:300]}; "
             "write it again"
         ) from None
+
+
+def _rows_at_once(group: Any, size: int) -> int:
+    """Of a row group of a parquet file of `size` bytes, as many as memory is sure to hold.
+
+    Runs and dictionaries can say a cell, or a list, as often as they like in a few bytes.
+    """
+    columns = [group.column(i) for i in range(group.num_columns)]
+    values = max((column.num_values for column in columns), default=0)
+    plain = sum(max(0, column.total_uncompressed_size) for column in columns)
+    if group.num_rows > size or values > PACKED * size + 10**6 or plain > PACKED * size + 10**6:
+        raise ValueError(
+            f"it says that it holds {group.num_rows:,} rows of {values:,} values in {plain:,}"
+            f" bytes, itself {size:,} bytes long"
+        )
+    return 100 if plain <= 5 * size else max(1, min(100, PLENTY // plain))
+
+
+def _characters(value: Any) -> int:
+    """Of the texts in a value, and one for each number."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 1
 
 
 def _json_object(where: str, line: bytes) -> dict[str, Any]:

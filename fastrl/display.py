@@ -39,15 +39,15 @@ class Display:
         memory: MemoryPlan | None = None,
         watchdog: WatchdogConfig | None = None,
         way_out: str = "",
+        stop: StopOnSignal | None = None,
     ) -> None:
         """`memory`: the plan that the peak of the first step is compared with; `watchdog`: limits
-        of the phases, and `way_out` what to say where one ends the run.
+        of the phases, and `way_out` what to say where one ends the run; `stop`, which is entered
+        already, knows of signals.
         """
         self.console = console or Console()
         self.start, self.total, self.memory = start, total, memory
-        self._stop = StopOnSignal(
-            lambda: self.say("stopping after this step; once more stops at once")
-        )
+        self._stop = stop or StopOnSignal()
         self._watchdog = Watchdog(watchdog or WatchdogConfig(), self.say, way_out)
         self.every = max(1, total // PLAIN_LINES)
         self.progress = _TwoLines(
@@ -65,7 +65,7 @@ class Display:
         )
 
     def __enter__(self) -> Display:
-        self._stop.__enter__()
+        self._stop.on_request = self._say_stopping
         self._watchdog.__enter__()
         self.progress.start()
         return self
@@ -78,7 +78,10 @@ class Display:
     ) -> None:
         self.progress.stop()
         self._watchdog.__exit__(kind, error, trace)
-        self._stop.__exit__(kind, error, trace)
+        self._stop.on_request = None
+
+    def _say_stopping(self) -> None:
+        self.say("stopping after this step; once more stops at once")
 
     @property
     def stop_requested(self) -> bool:
@@ -158,7 +161,7 @@ def final_table(base: Mapping[str, Any], trained: Mapping[str, Any]) -> Table:
     for key in (f"pass@{samples}", f"maj@{samples}"):
         if samples > 1 and key in trained:
             table.add_row(key, share(base[key]), share(trained[key]))
-    table.add_row("KL to the base, nats a response", "0", f"{trained['kl']:.2f}")
+    table.add_row("KL to the base, nats a response", "0", nats(trained["kl"]))
     table.add_row(
         "mean length, tokens", f"{base['length_mean']:.1f}", f"{trained['length_mean']:.1f}"
     )

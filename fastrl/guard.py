@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
 
 from fastrl import capsule
 from fastrl.config import AnomalyConfig
 from fastrl.errors import Failure
 from fastrl.metrics import mean_entropy, task_metrics
-from fastrl.run_directory import capsule_name
+from fastrl.run_directory import capsule_name, command
 from fastrl.scoring import Scores
 from fastrl.step import MASKED, TRAINED, Hooks
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 PATIENCE = 3  # steps in a row
 WINDOW = 10  # steps of a mean accuracy
 STANDARD_ERRORS = 4.0
+COLLAPSES = {"truncated", "empty", "entropy", "accuracy"}
 
 
 class RollBack(Exception):
@@ -78,6 +80,7 @@ class Guard(Hooks):
         self.before = run.state
         self.rollouts: Rollouts | None = None
         self.updates = 0
+        self.skips = False  # all updates of the step
 
     def phase(self, name: str) -> None:
         """A phase begins."""
@@ -93,7 +96,7 @@ class Guard(Hooks):
         ends = [s.completion.finish_reason for group in rollouts.groups for s in group]
         if errors := ends.count("error"):
             reason = f"the model gave no finite number in {errors:,} of {len(ends):,} responses"
-            self.found(Finding("broken", "sampling", reason, {"errors": errors}))
+            self.skips = not self.found(Finding("broken", "sampling", reason, {"errors": errors}))
 
     def before_update(
         self, scores: Scores, roles_R: Sequence[str], reward_R: np.ndarray, loss: float
@@ -112,6 +115,8 @@ class Guard(Hooks):
                 return self.found(Finding("broken", rule, f"{reason} finite", numbers))
         if not math.isfinite(loss):
             return self.found(Finding("broken", "loss", "the loss is not finite", numbers))
+        if self.skips:
+            return False
         if self.updates:
             return True
         now = self._vitals(scores, reward_R)
@@ -171,9 +176,9 @@ class Guard(Hooks):
         run.told.add(rule)
         try:
             path = capsule.write(run, self.before, self.rollouts, finding, self.updates == 0)
-        except OSError as error:
-            return f"no capsule could be written ({error.strerror or error})"
-        return f"replay the step with: fastrl replay {path}"
+        except (OSError, SafetensorError) as error:
+            return f"no capsule could be written ({getattr(error, 'strerror', None) or error})"
+        return f"replay the step with: {command('replay', path)}"
 
     def _vitals(self, scores: Scores, reward_R: np.ndarray) -> Vitals:
         assert self.rollouts is not None

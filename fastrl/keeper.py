@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +15,7 @@ from fastrl.checkpoint import TrainerState, remove, steps, write_checkpoint
 from fastrl.config import CheckpointConfig
 from fastrl.durable import sync
 from fastrl.errors import Failure
-
-if TYPE_CHECKING:
-    from fastrl.run_directory import RunDirectory
+from fastrl.run_directory import RunDirectory, command
 
 Tensors = Mapping[str, Tensor]
 
@@ -66,17 +63,22 @@ class Keeper:
             if self._pool is not None:
                 self._pool.shutdown()
 
-    def save(self, weights: Tensors, optimizer: Tensors, state: TrainerState) -> None:
+    def save(
+        self, weights: Tensors, optimizer: Tensors, state: TrainerState, *, needed: bool = False
+    ) -> None:
         """Write checkpoints/step_N, or begin to, once the one before is written.
 
-        Raises Failure as `wait` does.
+        `needed`: the run ends with it, so that it is there, or Failure is raised, when this
+        returns. Raises Failure as `wait` does.
         """
         self.wait()
         records = self._directory.take_unsynced()
         accuracies = self._directory.accuracies() if self._config.keep_best else {}
-        if self._pool is None:
+        if self._pool is None or needed:
             self._answer(
-                state.step, lambda: self._write(weights, optimizer, state, records, accuracies)
+                state.step,
+                lambda: self._write(weights, optimizer, state, records, accuracies),
+                needed,
             )
             return
         weights, optimizer = _copy(weights), _copy(optimizer)
@@ -94,7 +96,7 @@ class Keeper:
             (step, written), self._writing = self._writing, None
             self._answer(step, written.result)
 
-    def _answer(self, step: int, write: Callable[[], None]) -> None:
+    def _answer(self, step: int, write: Callable[[], None], needed: bool = False) -> None:
         try:
             write()
         except (OSError, SafetensorError) as error:
@@ -105,11 +107,11 @@ class Keeper:
                 f"the checkpoint of step {step} cannot be written to {checkpoints}:"
                 f" {_reason(error)}; {kept}"
             )
-            if self._config.on_error == "go_on":
+            if self._config.on_error == "go_on" and not needed:
                 self._say(f"{text}; the run goes on")
                 return
             raise Failure(
-                f"{text}; make room, then continue with: fastrl resume {self._directory.path}"
+                f"{text}; make room, then continue with: {command('resume', self._directory.path)}"
             ) from None
 
     def _write(
@@ -127,7 +129,10 @@ class Keeper:
         )
         config = self._config
         for step in superfluous(steps(checkpoints), accuracies, config.keep_last, config.keep_best):
-            remove(checkpoints / f"step_{step}")
+            try:
+                remove(checkpoints / f"step_{step}")
+            except OSError as error:
+                self._say(f"the old checkpoint of step {step} cannot be removed: {_reason(error)}")
 
 
 def superfluous(

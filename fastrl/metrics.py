@@ -152,7 +152,7 @@ def step_metrics(
     ends = [s.completion.finish_reason for s in responses]
     seconds = rollouts.seconds_sample + rollouts.seconds_grade
     seconds += result.seconds_reference + result.seconds_train
-    ledger = token_ledger(lengths, result.roles_R)
+    ledger = token_ledger(lengths, result.roles_R, result.tokens_in_loss)
     metrics: dict[str, Any] = {
         "step": step,
         "objective": objective.name,
@@ -188,8 +188,12 @@ def step_metrics(
     return {name: _plain(metrics[name]) for name in METRICS}
 
 
-def token_ledger(lengths: np.ndarray, roles: Sequence[str]) -> dict[str, int]:
-    """Generated tokens by what became of them; raises Failure unless they add up."""
+def token_ledger(
+    lengths: np.ndarray, roles: Sequence[str], in_loss: float | None = None
+) -> dict[str, int]:
+    """Generated tokens by what became of them; raises Failure unless they add up, and those that
+    are trained are `in_loss`, which the loss counted, where it did.
+    """
     ledger = {"tokens_sampled": int(lengths.sum())}
     for name in ("trained", "masked", "filtered", "failed"):
         ledger[f"tokens_{name}"] = int(lengths[[role == name for role in roles]].sum())
@@ -198,6 +202,11 @@ def token_ledger(lengths: np.ndarray, roles: Sequence[str]) -> dict[str, int]:
         raise Failure(
             f"the ledger does not balance, the run stops: {ledger['tokens_sampled']:,} tokens were"
             f" sampled, and {missing:,} of them are neither trained, masked, filtered nor failed"
+        )
+    if in_loss is not None and in_loss != ledger["tokens_trained"]:
+        raise Failure(
+            f"the ledger does not balance, the run stops: {ledger['tokens_trained']:,} tokens were"
+            f" to be trained, and {in_loss:,.0f} are in the loss"
         )
     return ledger
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,24 +21,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+SAID = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory, or the machine's, did not suffice."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
     )
+
+
+def longest_rows(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> int:
+    """Rows of a micro-batch of one response, at most, of prompts and responses."""
+    return max(len(prompt) + len(response) - 1 for prompt, response in pairs)
 
 
 def halving(
     learner: Learner,
-    responses: Sequence[Scored],
+    longest: int,
     work: Callable[[Learner], T],
     say: Callable[[str], None],
 ) -> tuple[Learner, T]:
     """The result of `work`, and the learner that it had enough memory with.
 
-    Raises Failure where micro-batches of one response are too large.
+    Raises Failure where micro-batches of one response, of up to `longest` rows, are too large.
     """
-    longest = max(len(s.prompt.token_ids) + len(s.completion.token_ids) - 1 for s in responses)
     while True:
         try:
             return learner, work(learner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from fastrl.check import audit, count
 from fastrl.checkpoint import (
+    DAMAGED,
     TrainerState,
+    clear,
     newest_valid,
     read_optimizer,
     read_state,
@@ -24,11 +27,12 @@ from fastrl.checkpoint import (
 from fastrl.config import Config, read_toml
 from fastrl.datasources import Example
 from fastrl.distributed import ALONE, World
+from fastrl.durable import sync
 from fastrl.environment import data_sha256, describe, differences
-from fastrl.errors import UsageError
+from fastrl.errors import Failure, UsageError
 from fastrl.evaluate import Evaluation, evaluate
 from fastrl.fit import MAX_RUNNING
-from fastrl.guard import Vitals
+from fastrl.guard import COLLAPSES, Vitals
 from fastrl.keeper import Keeper
 from fastrl.losses import LossSpec
 from fastrl.memory_plan import SAMPLE, SCORE, MemoryPlan
@@ -36,13 +40,14 @@ from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.offload import Resting
 from fastrl.optim import Optimizer
-from fastrl.out_of_memory import shrinking
+from fastrl.out_of_memory import halving, longest_rows, shrinking
 from fastrl.preparation import Preparation, prepare
 from fastrl.prompts import PromptStream
 from fastrl.random_init import random_model, random_sha256, save_random_model
 from fastrl.rewards import Rewarder
-from fastrl.run_directory import RunDirectory
+from fastrl.run_directory import RunDirectory, capsule_name
 from fastrl.sampler import Sampler, SamplingParams
+from fastrl.scoring import Scores
 from fastrl.sharding import copy_weights, gathered, shard
 from fastrl.shares import pack_share, score_share
 from fastrl.step import Learner
@@ -84,6 +89,7 @@ class Run:
         examples, world = self.held_out.get(split, ()), self.learner.world
         if not examples or world.from_first(self.directory.has_evaluation(self.step, split)):
             return
+        display.phase(f"{split} split")  # each evaluation has its own time
         params = replace(self.sampling, n=self.config.eval.samples, ignore_eos=False)
         with gathered(self.learner.policy, keep=self.learner.keep_gathered):
             evaluation = shrinking(
@@ -103,22 +109,23 @@ class Run:
                 display.say,
             )
         line = {"step": self.step, "split": split, **evaluation.summary()}
-        self.directory.add_evaluation({**line, "kl": self._kl(evaluation)})
+        kl = self._kl(evaluation, display.say)
+        self.directory.add_evaluation({**line, "kl": kl if math.isfinite(kl) else None})
 
-    def _kl(self, evaluation: Evaluation) -> float:
+    def _kl(self, evaluation: Evaluation, say: Callable[[str], None]) -> float:
         """KL(policy || reference) in nats a response: the mean of lpi - lp over the samples."""
         if self.step == 0:
             return 0.0
-        learner = self.learner
         completions = [c for group in evaluation.completions for c in group]
         prompts = [p for p in evaluation.prompt_token_ids for _ in evaluation.completions[0]]
-        pairs = zip(prompts, (c.token_ids for c in completions), strict=True)
-        batches = pack_share(
-            learner,
-            dict(enumerate(pairs)),
-            {i: i // len(evaluation.completions[0]) for i in range(len(prompts))},
-        )
-        scores = score_share(learner, batches, completions)
+        pairs = list(zip(prompts, (c.token_ids for c in completions), strict=True))
+        groups = {i: i // len(evaluation.completions[0]) for i in range(len(prompts))}
+
+        def both(learner: Learner) -> Scores:
+            batches = pack_share(learner, dict(enumerate(pairs)), groups)
+            return score_share(learner, batches, completions)
+
+        self.learner, scores = halving(self.learner, longest_rows(pairs), both, say)
         return float(np.mean(scores.policy_logprob_R - scores.ref_logprob_R))
 
     @property
@@ -163,11 +170,14 @@ class Run:
         with gathered(policy, keep=self.learner.keep_gathered):
             yield hf_tensors(policy), self.learner.optimizer.state_tensors()
 
-    def save_checkpoint(self, keeper: Keeper) -> None:
-        """Have checkpoints/step_N of the state as it is written. Every process."""
+    def save_checkpoint(self, keeper: Keeper, *, needed: bool) -> None:
+        """Have checkpoints/step_N of the state as it is written. Every process.
+
+        `needed`: as for `Keeper.save`.
+        """
         with self.tensors() as (weights, moments):
             if self.learner.world.is_first:
-                keeper.save(weights, moments, self.state)
+                keeper.save(weights, moments, self.state, needed=needed)
 
 
 def loss_spec(config: Config) -> tuple[LossSpec, str]:
@@ -209,6 +219,7 @@ def start(config: Config, world: World = ALONE) -> Run:
     path = world.from_first(str(made.path) if made else "")
     run.directory = made or RunDirectory(Path(path), writes=False)
     run.directory.add_environment({**describe(), "step": 0, "data": run.data_sha256})
+    sync(*run.directory.take_unsynced())
     return run
 
 
@@ -244,6 +255,12 @@ def resume(
         checkpoint, skipped = newest_valid(directory.checkpoints)
         for line in skipped:
             say(line)
+        try:
+            aside = clear(directory.checkpoints, checkpoint)
+        except OSError as error:
+            raise Failure(f"{directory.checkpoints} cannot be tidied: {error.strerror}") from None
+        for found in aside:
+            say(f"{found.name.removeprefix(DAMAGED)} is kept as {found.name}; it may be removed")
     name = world.from_first(checkpoint.name if checkpoint else "")
     checkpoint = directory.checkpoints / name if name else None
     run = restored(config, checkpoint, world)
@@ -258,9 +275,11 @@ def resume(
     if changed := differences(then, now):
         say(f"not as at the start of the run, so that bits may differ: {'; '.join(changed)}")
     run.directory = directory
-    run.attempt = max(run.attempt, attempt)
     for line in directory.cut_back(run.step if checkpoint else -1):
         say(line)
+    if attempt:
+        directory.add_roll_back(run.step, attempt)
+    run.attempt = max(run.attempt, attempt, world.from_first(directory.attempt(run.step)))
     directory.add_environment({**now, "step": run.step, "data": run.data_sha256})
     run.history = [Vitals.of_metrics(line) for line in directory.read_metrics()]
     # a run that was stopped for a collapse goes on when its user says so; what else was done about
@@ -268,6 +287,10 @@ def resume(
     stops = config.anomaly.collapse in ("auto", "stop")
     capsules = directory.capsules(run.attempt)
     run.told = {rule for rule, step in capsules.items() if stops or step <= run.step}
+    if stops:
+        for rule in sorted(run.told & COLLAPSES):
+            name = capsule_name(capsules[rule], run.attempt, rule)
+            say(f"{directory.anomalies / name} has stopped the run before; it goes on")
     return run
 
 

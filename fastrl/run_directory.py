@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -39,6 +40,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.anomalies = path / "anomalies"
         self.environment = path / "environment.jsonl"
+        self.roll_backs = path / "roll_backs.jsonl"
         self.curves = path / "curves.png"
         self._unsynced: set[Path] = set()
 
@@ -49,8 +51,8 @@ class RunDirectory:
         run = cls(Path(config.train.output_dir or Path("runs") / name))
         if run.config.exists():
             raise UsageError(
-                f"{run.path} already holds a run; continue it with `fastrl resume {run.path}`, "
-                "or give another --output-dir"
+                f"{run.path} already holds a run; continue it with `{command('resume', run.path)}`,"
+                " or give another --output-dir"
             )
         try:
             durable.make_directories([run.completions, run.checkpoints])
@@ -71,19 +73,25 @@ class RunDirectory:
         return run
 
     def cut_back(self, step: int) -> list[str]:
-        """Drop every record of a step after `step`, and every line that is not whole.
+        """Drop every record of a step after `step`, and every line that is not whole; -1: all.
 
         Gives a sentence for each file that lacks records of the steps up to `step` afterwards.
+        Raises Failure where something cannot be written.
         """
         if not self.writes:
             return []
-        for path in (self.metrics, self.evaluations):
+        for path in (self.metrics, self.evaluations, self.roll_backs):
+            # a roll back to the initial model is no record of a step
+            last = max(step, 0) if path == self.roll_backs else step
             if path.exists():
-                kept = [line for line, record in _records(path) if record["step"] <= step]
-                durable.replace_bytes(path, b"".join(kept))
+                kept = [line for line, record in _records(path) if record["step"] <= last]
+                with self._written(path):
+                    durable.replace_bytes(path, b"".join(kept))
         for path in self.completions.glob("step_*.parquet*"):
-            if int(path.name.removeprefix("step_").split(".")[0]) > step:
-                path.unlink()
+            number = path.name.removeprefix("step_").split(".")[0]
+            if number.isdecimal() and int(number) > step:
+                with self._written(path.parent):
+                    path.unlink()
         lost = step - len({line["step"] for line in self.read_metrics()})
         return [f"{self.metrics} lacks {lost} steps: their lines were damaged"] if lost > 0 else []
 
@@ -103,6 +111,17 @@ class RunDirectory:
         """Append what the run is made with, at its start and at each resumption."""
         self._append(self.environment, line)
 
+    def add_roll_back(self, step: int, attempt: int) -> None:
+        """Note, on the disk, that the run begins an attempt at what comes after `step`."""
+        self._append(self.roll_backs, {"step": step, "attempt": attempt})
+        if self.writes:
+            durable.sync(self.roll_backs, self.path)
+
+    def attempt(self, step: int) -> int:
+        """The attempt that the step after `step` is of."""
+        made = [line for line in _read(self.roll_backs) if line["step"] <= step]
+        return max((int(line["attempt"]) for line in made), default=0)
+
     def read_environment(self) -> dict[str, Any]:
         """What the run was started with; empty where nobody wrote it down."""
         found = [line for line in _read(self.environment) if isinstance(line.get("data"), dict)]
@@ -114,7 +133,7 @@ class RunDirectory:
         for path in sorted(self.anomalies.glob(f"{capsule_name('*', attempt, '*')}/{CAPSULE}")):
             number, _, rule = path.parent.name.removeprefix("step_").partition("_")
             rule = rule.removeprefix(f"attempt_{attempt}_")
-            if "attempt_" not in rule:
+            if "attempt_" not in rule and number.isdecimal() and _is_object(path):
                 found.setdefault(rule, int(number))
         return found
 
@@ -186,9 +205,14 @@ class RunDirectory:
         except OSError as error:
             raise Failure(
                 f"{path} cannot be written: {error.strerror or error}; make room, then continue"
-                f" with: fastrl resume {self.path}"
+                f" with: {command('resume', self.path)}"
             ) from None
         self._unsynced |= {path, path.parent}
+
+
+def command(name: str, path: Path) -> str:
+    """A command of fastrl on a directory, as a shell takes it."""
+    return f"fastrl {name} {shlex.quote(str(path))}"
 
 
 def capsule_name(step: int | str, attempt: int, rule: str) -> str:
@@ -231,6 +255,14 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             continue
         if line.endswith(b"\n") and isinstance(record, dict) and type(record.get("step")) is int:
             yield line, record
+
+
+def _is_object(path: Path) -> bool:
+    """Whether a file is whole JSON."""
+    try:
+        return isinstance(strict_json.parse(path.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -10,12 +10,17 @@ from types import FrameType, TracebackType
 class StopOnSignal:
     """While it is entered, SIGINT and SIGTERM set `requested`; a second one interrupts at once.
 
-    `on_request` is called at the first.
+    `on_request` is called at the first, `at_once` before the interruption.
     """
 
-    def __init__(self, on_request: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_request: Callable[[], None] | None = None,
+        at_once: Callable[[], None] | None = None,
+    ) -> None:
         self.requested = False
-        self._on_request = on_request
+        self.on_request = on_request
+        self._at_once = at_once
 
     def __enter__(self) -> StopOnSignal:
         self._handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -32,7 +37,9 @@ class StopOnSignal:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if self._at_once is not None:
+                self._at_once()
             raise KeyboardInterrupt
         self.requested = True
-        if self._on_request is not None:
-            self._on_request()
+        if self.on_request is not None:
+            self.on_request()

@@ -18,11 +18,12 @@ from fastrl import ops
 from fastrl.advantages import ESTIMATORS
 from fastrl.distributed import ALONE, World
 from fastrl.early import EarlyScorer, EarlyScores
+from fastrl.errors import Failure
 from fastrl.losses import LossSpec, loss_denominator
 from fastrl.objectives import Objective
 from fastrl.offload import Resting
 from fastrl.optim import Optimizer
-from fastrl.out_of_memory import halving, within_budget
+from fastrl.out_of_memory import halving, is_out_of_memory, longest_rows, within_budget
 from fastrl.rollouts import has_signal
 from fastrl.scoring import BatchScores, Scores, add_policy, response_rows
 from fastrl.sharding import gather, reduce_gradients, scatter
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     pass
 
 Seen = list[tuple[torch.Tensor, torch.Tensor]]  # log-probs and entropies of each batch
-Descent = tuple[list[Batch], list[BatchScores], tuple[float, float, Seen]]
+Descent = tuple[list[Batch], list[BatchScores], tuple[float, float, Seen, int]]
 
 TRAINED, MASKED, FILTERED, FAILED = "trained", "masked", "filtered", "failed"
 
@@ -84,6 +85,7 @@ class StepResult:
     advantage_R: np.ndarray
     loss: float  # mean over the optimiser's steps
     clipped_tokens: float  # of a pass, mean over passes
+    tokens_in_loss: float  # the same, counted where the loss is computed
     rows: int  # packed rows of a pass
     rows_saved: int  # prompt rows that the responses of a group shared
     grad_norm: float  # before clipping; the largest of several, or one that is not finite
@@ -141,15 +143,16 @@ def train_step(
         completions = [s.completion for s in responses]
         return parts, score_share(learner, batches, completions, not late, early)
 
+    longest = longest_rows((s.prompt.token_ids, s.completion.token_ids) for s in responses)
     hooks.phase("reference")
-    learner, (parts, scores) = halving(learner, responses, score, hooks.say)
+    learner, (parts, scores) = halving(learner, longest, score, hooks.say)
     scored_at = time.perf_counter()
     hooks.phase("train")
     reward_R = reward(learner, responses, scores)
     advantage_R = advantage(learner, reward_R, roles_R, len(groups))
     rows_of = iter(scores.batches)
     scored = [[next(rows_of) for _ in part] for part in parts]
-    losses, clipped, norms, optimizing = [], 0.0, [], 0.0
+    losses, clipped, norms, optimizing, tokens = [], 0.0, [], 0.0, 0
     for part in [*range(len(parts))] * learner.epochs:
         if learner.keep_gathered:
             gather(learner.policy)
@@ -159,14 +162,15 @@ def train_step(
             batches, rows = within_budget(learner, responses, parts[part], scored[part])
             return batches, rows, backward(learner, batches, rows, advantage_R, roles_R)
 
-        learner, found = halving(learner, responses, descend, hooks.say)
-        parts[part], scored[part], (loss, count, seen) = found
+        learner, found = halving(learner, longest, descend, hooks.say)
+        parts[part], scored[part], (loss, count, seen, in_loss) = found
+        tokens += in_loss
         scores = replace(scores, batches=[rows for part in scored for rows in part])
         if late:
             scores = gather_scores(learner, add_policy(scores, seen))
         begin = time.perf_counter()
         if hooks.before_update(scores, roles_R, reward_R, loss):
-            norms.append(learner.optimizer.step(step))
+            norms.append(updated(learner, step))
             optimizing += time.perf_counter() - begin
             hooks.after_update(norms[-1])
         else:
@@ -187,6 +191,7 @@ def train_step(
         advantage_R=advantage_R,
         loss=float(np.mean(losses)),
         clipped_tokens=clipped / learner.epochs,
+        tokens_in_loss=tokens / learner.epochs,
         rows=packed,
         rows_saved=saved,
         grad_norm=max(norms, key=lambda norm: math.inf if math.isnan(norm) else norm),
@@ -196,6 +201,22 @@ def train_step(
         seconds_train=ended - scored_at,
         seconds_optimizer=optimizing,
     )
+
+
+def updated(learner: Learner, step: int) -> float:
+    """Take the optimiser's step; the norm of the gradient before clipping.
+
+    Raises Failure where its state finds no memory: half of a step cannot be taken again.
+    """
+    try:
+        return learner.optimizer.step(step)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            "out of memory in the optimiser's step; set optim.state to 'host', or model.dtype to"
+            " 'bfloat16', and resume"
+        ) from None
 
 
 def assign_roles(learner: Learner, groups: Sequence[Sequence[Scored]]) -> list[str]:
@@ -276,9 +297,10 @@ def backward(
     scored: Sequence[BatchScores],
     advantage_R: np.ndarray,
     roles_R: Sequence[str],
-) -> tuple[float, float, Seen]:
-    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens, and
-    the log-probs and entropies of each batch, which are 0 where a row is not trained.
+) -> tuple[float, float, Seen, int]:
+    """Accumulate the gradient of the loss; returns the loss and the number of clipped tokens,
+    the log-probs and entropies of each batch, which are 0 where a row is not trained, and the
+    number of tokens in the loss.
 
     The numbers are of all processes, as is the gradient, a sum over them, of a sharded policy.
     """
@@ -326,4 +348,4 @@ def backward(
         # no rows, but a gradient for every parameter: what none has is not reduced
         (hidden_MD[:0].sum() + learner.policy.head_weight[:0].sum()).backward()
     loss, clipped = learner.world.sum(loss, clipped)
-    return loss, clipped, seen
+    return loss, clipped, seen, int(num_tokens)

@@ -26,19 +26,20 @@ def train(run: Run, display: Display) -> None:
     Raises Stopped, with a checkpoint on disk, after the step in which a stop was requested.
     """
     config, world = run.config, run.learner.world
+    if world.any(display.stop_requested):  # nothing was done yet
+        raise Stopped(run.step)
     with run.keeper(display.say) as keeper:
         while run.step < config.train.max_steps:
             metrics = take_step(run, display)
             display.step(metrics)
             last = run.step == config.train.max_steps
-            stop = world.any(display.stop_requested)
             if last or is_due(config.eval.every, run.step):
                 run.evaluate("validation", display)
-            if last or stop or is_due(config.checkpoint.every, run.step):
+            ends = last or world.any(display.stop_requested)
+            if ends or is_due(config.checkpoint.every, run.step):
                 display.phase("save")
-                run.save_checkpoint(keeper)
-            if stop and not last:
-                keeper.wait()
+                run.save_checkpoint(keeper, needed=ends)
+            if ends and not last:
                 raise Stopped(run.step)
 
 

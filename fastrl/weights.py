@@ -161,6 +161,11 @@ def _headers(directory: Path) -> dict[str, Stored]:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 found = file.get_slice(name)
+                if name in stored:
+                    raise UsageError(
+                        f"{name[:100]} is in {stored[name].path.name} and in {path}: fetch or"
+                        " save the model again"
+                    )
                 stored[name] = Stored(path, list(found.get_shape()), found.get_dtype())
     return stored
 

@@ -80,7 +80,7 @@ def gradients(world: World) -> dict[str, torch.Tensor]:
             weights = advantage(learner, rewards, roles, len(groups))
             if keep:  # what trains is what sampled
                 assert whole == [p.data_ptr() for p in policy.parameters()]
-            loss, _, _ = backward(learner, batches, scores.batches, weights, roles)
+            loss, *_ = backward(learner, batches, scores.batches, weights, roles)
             for key, p in zip(optimizer.names, optimizer.params, strict=True):
                 assert p.grad is not None
                 found[f"{name}/{key}"] = assemble(piece(p.grad).clone(), p)

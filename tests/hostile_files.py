@@ -3,40 +3,47 @@
 `python hostile_files.py KIND FIRST LAST FOLDER` prints two lines of JSON for each case from FIRST
 up to LAST: what was done to a file, and what came of it: "read", "refused: " with the sentence,
 or "WRONG: " with what must not be: an exception that is no refusal, a file that its code made,
-more than HEADROOM bytes. What runs a program, unpickles or connects ends the process.
+more than HEADROOM bytes of memory. What runs a program, unpickles or connects ends the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import struct
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 from tiny_models import write_tiny_model
 
-from fastrl.checkpoint import damage, newest_valid
+from fastrl.alerts import alerts
+from fastrl.capsule import RESPONSES, SCHEMA
+from fastrl.capsule import read as read_capsule
+from fastrl.checkpoint import TrainerState, damage, newest_valid, read_state, write_checkpoint
 from fastrl.config import read_toml
 from fastrl.datasources import load_examples
+from fastrl.device_memory import peak_resident_bytes
 from fastrl.errors import Failure, UsageError
+from fastrl.guard import Vitals
 from fastrl.model import load_model
-from fastrl.run_directory import RunDirectory
+from fastrl.run_directory import CAPSULE, RunDirectory
 from fastrl.shapes import outline
 from fastrl.tokenizer import load_tokenizer
 
-HEADROOM = 1 << 30  # of bytes of memory beside what the process had before the first case
+HEADROOM = 1 << 29  # of bytes of memory beside what the process had before the first case
 SECONDS = 30  # for one case
 MARK = "code-was-run"  # the file that hostile code makes
 EVIL = f"open({MARK!r}, 'w').close()\n"
@@ -378,8 +385,9 @@ def parquet_of_pickle(directory: Path) -> str:
 
 def parquet_of(**columns: Any) -> Callable[[Path], str]:
     def attack(directory: Path) -> str:
-        pq.write_table(pa.table(columns), directory / "rows.parquet", version="2.6")
-        return f"columns {str(columns)[:100]}"
+        path = directory / "rows.parquet"
+        pq.write_table(pa.table(columns), path, version="2.6", compression="zstd")
+        return f"columns {', '.join(columns)}, {path.stat().st_size:,} bytes"
 
     return attack
 
@@ -400,6 +408,21 @@ PARQUET = [
     parquet_of(prompt=["p"], answer=["1"], took=pa.array([2**62], pa.duration("s"))),
     parquet_of(prompt=pa.nulls(3), answer=pa.nulls(3)),
     parquet_of(),
+    parquet_of(
+        prompt=["p"],
+        answer=["1"],
+        more=pa.ListArray.from_arrays([0, 50_000_000], pa.array(np.zeros(50_000_000, np.int8))),
+    ),
+    parquet_of(
+        prompt=["p"] * 800,
+        answer=["1"] * 800,
+        big=pa.DictionaryArray.from_arrays(pa.array([0] * 800, pa.int32()), ["x" * 2_000_000]),
+    ),
+    parquet_of(
+        prompt=[f"{i}?" for i in range(20_000)],
+        answer=["1"] * 20_000,
+        big=pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * 1_000_000]),
+    ),
     written("rows.parquet", b""),
     written("rows.parquet", b"PAR1"),
     written("rows.parquet", b"PAR1PAR1"),
@@ -424,7 +447,6 @@ def read_rows(name: str) -> Callable[[Path], None]:
 
 def write_run(directory: Path) -> None:
     """A run with two checkpoints, made of small files rather than of training."""
-    from fastrl.checkpoint import TrainerState, write_checkpoint
     from fastrl.config import Config, write_toml
 
     write_toml(Config(), directory / "config.toml")
@@ -449,12 +471,17 @@ def read_run(directory: Path) -> None:
     newest, skipped = newest_valid(run.checkpoints)
     if newest is None or damage(newest) is not None:
         raise AssertionError(f"no checkpoint is left: {skipped}")
+    read_state(newest)
     step = int(newest.name.removeprefix("step_"))
     if len(skipped) != 2 - step:
         raise AssertionError(f"{newest.name} is used, and said is {skipped}")
     run.cut_back(step)
     run.read_metrics(), run.read_evaluations(), run.accuracies(), run.read_environment()
     run.has_evaluation(1, "validation")
+    alerts(run.read_metrics())
+    [Vitals.of_metrics(line) for line in run.read_metrics()]
+    [run.attempt(step) for step in range(3)]
+    run.capsules(0)
     if before != {p: p.read_bytes() for p in before}:
         raise AssertionError("a checkpoint was changed")
 
@@ -482,6 +509,39 @@ RUNS = [
 ]  # fmt: skip
 
 
+# ---------------------------------------------------------------- capsules
+
+
+def write_capsule(directory: Path) -> None:
+    row = {
+        "prompt_id": 1, "draw": 0, "prompt": "1+1?", "completion": "2", "token_ids": [5, 2],
+        "logprobs": [-0.5, -0.25], "log_kept_mass": [0.0, 0.0], "finish_reason": "stop",
+        "stop_reason": "null", "task_reward": 1.0,
+    }  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([row] * 4, schema=SCHEMA), directory / RESPONSES)
+    values = {
+        "kind": "broken", "rule": "loss", "reason": "the loss is not finite",
+        "numbers": {"loss": "nan"}, "before": asdict(TrainerState(3, 12, 400)),
+        "history": [["4.0", "0.0", "0.0", "0.5", "1.0", "-3.0"]] * 3, "told": ["entropy"],
+        "processes": 1, "environment": {"python": "3.11"},
+    }  # fmt: skip
+    (directory / CAPSULE).write_bytes(dump(values))
+
+
+CAPSULES = [
+    written(CAPSULE, DEEP_OBJECTS),
+    written(CAPSULE, "[]"),
+    edited(CAPSULE, before={"step": "x", "prompts_drawn": 1, "tokens_sampled": 1}),
+    edited(CAPSULE, before=[1, 2, 3]),
+    edited(CAPSULE, numbers=[1, 2]),
+    edited(CAPSULE, numbers=None),
+    edited(CAPSULE, processes="x"),
+    edited(CAPSULE, history=[[1]]),
+    edited(CAPSULE, told=7),
+    written(RESPONSES, b"PAR1PAR1"),
+]
+
+
 # ---------------------------------------------------------------- kinds
 
 
@@ -507,6 +567,12 @@ KINDS: dict[str, tuple[Callable[[Path], None], str, list[Attack], Callable[[Path
     ),
     "jsonl": (write_rows, "rows.jsonl", JSONL, read_rows("rows.jsonl")),
     "parquet": (write_rows, "rows.parquet", PARQUET, read_rows("rows.parquet")),
+    "capsule": (
+        write_capsule,
+        f"{CAPSULE}|{RESPONSES}",
+        CAPSULES,
+        lambda path: (read_capsule(path), None)[1],
+    ),
     "run": (write_run, "**/*", RUNS, read_run),
 }
 
@@ -553,6 +619,14 @@ def forbid() -> None:
     sys.addaudithook(watch)
 
 
+def forget_peak() -> int:
+    """Give back what is free, and begin a new peak of resident memory: its bytes so far."""
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_resident_bytes()
+
+
 def main(kind: str, first: int, last: int, folder: Path) -> None:
     prepare, _, _, read = KINDS[kind]
     torch.set_num_threads(1)
@@ -563,19 +637,21 @@ def main(kind: str, first: int, last: int, folder: Path) -> None:
     shutil.copytree(whole, case)
     assert outcome(read, case) == "read"
     forbid()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = 0
     for number in range(first, last):
         shutil.rmtree(case)
         shutil.copytree(whole, case)
         what = attack(kind, number, case)
         print(json.dumps({"case": number, "what": what}), flush=True)
+        before = forget_peak()
         signal.alarm(SECONDS)
         found = outcome(read, case)
         signal.alarm(0)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - peak
+        grown = peak_resident_bytes() - before
+        most = max(most, grown)
         if grown > HEADROOM:
             found = f"WRONG: {grown:,} bytes"
-        print(json.dumps({"case": number, "found": found, "grown": grown}), flush=True)
+        print(json.dumps({"case": number, "found": found, "grown": most}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Each phase of the run is a line of the file LOG, written as it begins. DISK, if not empty, is a
 folder that holds what a power cut would leave: for each directory the names in it when it was last
-synced, for each file what was in it then. `after_power_cut` makes a tree of that.
+synced, for each file what was in it then. `after_power_cut` makes a tree of that. LOG.saved has the
+name of each checkpoint, from when it is said to be on the disk.
 """
 
 import json
@@ -85,7 +86,18 @@ def _is_json(path: Path) -> bool:
 def main() -> int:
     log, folder, words = sys.argv[1], sys.argv[2], sys.argv[3:]
     import fastrl.display
+    import fastrl.keeper
     from fastrl.cli import main
+
+    write = fastrl.keeper.write_checkpoint
+
+    def write_checkpoint(*rest):
+        path = write(*rest)
+        with open(f"{log}.saved", "a") as saved:
+            saved.write(f"{path.name}\n")
+        return path
+
+    fastrl.keeper.write_checkpoint = write_checkpoint
 
     with open(log, "a", buffering=1) as file:
         begin = fastrl.display.Display.phase

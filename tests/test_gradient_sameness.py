@@ -42,7 +42,7 @@ def gradient(model, spec, responses, groups, *, budget=1 << 20, share="off", che
     advantages = np.array([s.task_reward - 0.5 for s in responses])
     model.zero_grad()
     model.checkpoint_activations = checkpointed
-    loss, _, _ = backward(learner, batches, scores.batches, advantages, roles)
+    loss, *_ = backward(learner, batches, scores.batches, advantages, roles)
     model.checkpoint_activations = False
     flat = torch.cat([p.grad.flatten() for p in model.parameters()])
     return flat, loss, batches

@@ -3,10 +3,13 @@
 import json
 import math
 import shutil
+import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from test_train import fingerprint, lines, train
 
 from fastrl import guard, metrics
@@ -64,7 +67,11 @@ def test_a_capsule_is_known_by_its_attempt(tmp_path):
     ):  # fmt: skip
         path = run.anomalies / capsule_name(step, attempt, rule)
         path.mkdir(parents=True)
-        (path / "capsule.json").touch()
+        (path / "capsule.json").write_text("{}")
+    (run.anomalies / "step_x_loss").mkdir()
+    (run.anomalies / "step_x_loss/capsule.json").write_text("{}")  # of another's making
+    (run.anomalies / capsule_name(2, 0, "entropy")).mkdir()
+    (run.anomalies / capsule_name(2, 0, "entropy") / "capsule.json").write_text('{"ki')  # torn
     assert run.capsules(0) == {"loss": 3}
     assert run.capsules(1) == {"ref_logprob_R": 4} and run.capsules(11) == {"entropy": 9}
     assert run.capsules(2) == {}
@@ -160,6 +167,8 @@ def stumbles(monkeypatch):
     original, seen = step.backward, []
 
     def set_up(times):
+        seen.clear()
+
         def backward(learner, *rest):
             loss, *others = original(learner, *rest)
             seen.append(learner.optimizer.counts[0])
@@ -191,6 +200,55 @@ def test_a_run_that_is_rolled_back_draws_other_responses_and_resumes_to_the_same
     shutil.rmtree(cut / "checkpoints/step_6")
     assert main(["resume", str(cut)]) == 0
     assert fingerprint(cut) == found
+    # killed before the first checkpoint of the new attempt
+    for step in (4, 6):
+        shutil.rmtree(cut / f"checkpoints/step_{step}")
+    assert main(["resume", str(cut)]) == 0
+    assert fingerprint(cut) == found
+    # and from before the one that it was rolled back to, where it stumbles again
+    for step in (2, 4, 6):
+        shutil.rmtree(cut / f"checkpoints/step_{step}")
+    stumbles(1)
+    assert main(["resume", str(cut)]) == 0
+    assert fingerprint(cut) == found
+
+
+def test_a_run_that_is_rolled_back_lets_go_of_its_memory(tmp_path, stumbles, monkeypatch):
+    import gc
+
+    from fastrl import run as runs
+
+    original, alive = runs.resume, []
+
+    def resume(*rest):
+        alive.append(sum(isinstance(o, runs.Run) for o in gc.get_objects()))
+        return original(*rest)
+
+    monkeypatch.setattr(runs, "resume", resume)
+    gc.collect()
+    before = sum(isinstance(o, runs.Run) for o in gc.get_objects())
+    stumbles(1)
+    assert train(tmp_path / "run", "--anomaly.nonfinite", "roll_back") == 0
+    assert alive == [before]
+
+
+def test_a_stop_that_was_asked_for_outlives_a_roll_back(tmp_path, monkeypatch, capsys):
+    from fastrl import step
+
+    original = step.backward
+
+    def backward(learner, *rest):
+        loss, *others = original(learner, *rest)
+        if learner.optimizer.counts[0] == 3:
+            signal.raise_signal(signal.SIGTERM)
+            loss = math.nan
+        return loss, *others
+
+    monkeypatch.setattr(step, "backward", backward)
+    words = ["--anomaly.nonfinite", "roll_back", "--train.max_steps", "6"]
+    assert train(tmp_path / "run", *words) == 3
+    out = capsys.readouterr().out
+    assert "back to the newest checkpoint" in out and "stopped after step 2" in out
 
 
 def test_a_run_is_rolled_back_so_often_and_no_more(tmp_path, stumbles, capsys):
@@ -266,3 +324,92 @@ def test_a_rule_that_was_told_of_hides_no_other(monkeypatch):
     scores = SimpleNamespace(ref_logprob_R=np.zeros(2), policy_logprob_R=np.zeros(2))
     watched.before_update(scores, ["trained"] * 2, np.zeros(2), 0.0)
     assert found == ["entropy"]
+
+
+def test_a_skipped_step_with_errors_of_sampling_updates_nothing(tmp_path, monkeypatch):
+    from fastrl import rollouts
+
+    original, calls = rollouts.score_groups, []
+
+    def failing(run, prompts, groups, verdicts):
+        calls.append(run.step)
+        if run.step == 2:
+            groups[0][0] = replace(groups[0][0], finish_reason="error")
+        return original(run, prompts, groups, verdicts)
+
+    monkeypatch.setattr(rollouts, "score_groups", failing)
+    run = tmp_path / "run"
+    words = ["--anomaly.nonfinite", "skip", "--checkpoint.every", "1", "--train.check", "false"]
+    assert train(run, *words) == 0
+    assert [m["grad_norm"] is None for m in lines(run / "metrics.jsonl")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    two, three = ((run / f"checkpoints/step_{n}/model.safetensors").read_bytes() for n in (2, 3))
+    assert two == three
+
+
+def test_each_capsule_of_a_run_is_the_same_again(tmp_path, monkeypatch, capsys):
+    """Of a step whose collapse is the second, and of one with the steps before it in between."""
+
+    def found(history, now, config):
+        rules = [("truncated", "cut")] * (len(history) >= 2) + [("entropy", "low")] * (
+            len(history) >= 3
+        )
+        return rules
+
+    monkeypatch.setattr(guard, "collapses", found)
+    run = tmp_path / "run"
+    words = ["--anomaly.collapse", "go_on", "--train.max_steps", "5"]
+    assert train(run, *words) == 0
+    first, second = sorted((run / "anomalies").iterdir())
+    assert (first.name, second.name) == ("step_000003_truncated", "step_000004_entropy")
+    for path in (first, second):
+        assert main(["replay", str(path)]) == 0
+        shutil.rmtree(path / "weights")  # from the initial model, with the steps between
+        capsys.readouterr()
+        assert main(["replay", str(path)]) == 0
+        assert "the same, to the last bit" in capsys.readouterr().out
+        assert {p.name for p in path.iterdir()} == {
+            "capsule.json",
+            "config.toml",
+            "responses.parquet",
+        }
+
+
+def test_a_torn_capsule_silences_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(guard, "collapses", lambda h, *_: [("truncated", "cut")] * (len(h) >= 2))
+    run = tmp_path / "run"
+    assert train(run, "--objective", "task") == 1
+    (kept,) = run.glob("anomalies/*/capsule.json")
+    kept.write_bytes(kept.read_bytes()[:4])
+    assert main(["resume", str(run)]) == 1
+    assert "cut; replay the step with" in capsys.readouterr().err
+    assert main(["resume", str(run)]) == 0  # the user has seen it
+    assert "has stopped the run before; it goes on" in capsys.readouterr().err
+
+
+def test_a_full_disk_does_not_hide_what_was_found(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(guard.capsule, "write", full)
+    assert train(tmp_path / "run", *BROKEN) == 1
+    err = capsys.readouterr().err
+    assert "finite; no capsule could be written (I/O error: No space" in err
+    assert "the run stops" in err
+
+
+def test_tokens_that_are_not_in_the_loss_stop_the_run(tmp_path, monkeypatch, capsys):
+    from fastrl import step
+
+    original = step.backward
+
+    def lossy(learner, batches, scored, advantages, roles):
+        return original(learner, batches, scored, advantages, ["masked", *roles[1:]])
+
+    monkeypatch.setattr(step, "backward", lossy)
+    assert train(tmp_path / "run") == 1
+    assert "tokens were to be trained, and" in capsys.readouterr().err

@@ -83,9 +83,10 @@ def test_a_full_disk_stops_the_run_and_leaves_the_older_checkpoint(
 
 def test_a_run_can_go_on_without_a_checkpoint(tmp_path, full_disk, capsys):
     run = tmp_path / "run"
-    assert train(run, "--checkpoint.every", "1", "--checkpoint.on_error", "go_on") == 0
-    out = capsys.readouterr().out
-    assert out.count("cannot be written") == 3 and out.count("the run goes on") == 3
+    assert train(run, "--checkpoint.every", "1", "--checkpoint.on_error", "go_on") == 1
+    said = capsys.readouterr()
+    assert said.out.count("cannot be written") == 2 == said.out.count("the run goes on")
+    assert "the checkpoint of step 4 cannot be written" in said.err  # the run's result
     assert len(lines(run / "metrics.jsonl")) == 4
     newest, damaged = newest_valid(run / "checkpoints")
     assert newest.name == "step_1" and not damaged
@@ -121,3 +122,42 @@ def test_lines_after_a_broken_one_are_dropped(tmp_path):
     (cut / "metrics.jsonl").write_bytes(b"".join([*text[:2], b"\0" * 40 + b"\n", text[3]]))
     assert main(["resume", str(cut)]) == 0
     assert fingerprint(cut) == fingerprint(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_no_good_one_goes_for_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--checkpoint.every", "1", "--checkpoint.keep_last", "1", "--train.max_steps", "5"]
+    assert train(run, *words, "--checkpoint.keep_last", "2") == 0
+    found = fingerprint(run)
+    newest = run / "checkpoints/step_5"
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    (run / "checkpoints/.partial_step_3").mkdir()
+    (run / "checkpoints/.partial_removed_step_1").mkdir()
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 0
+    err = capsys.readouterr().err
+    assert "step_5 is damaged" in err and "is kept as damaged_step_5" in err
+    kept = {p.name for p in (run / "checkpoints").iterdir()}
+    assert kept == {"damaged_step_5", "step_4", "step_5"}
+    shutil.rmtree(run / "checkpoints/damaged_step_5")
+    assert fingerprint(run) == found
+
+
+def test_a_full_disk_at_a_resumption_is_said_in_a_sentence(tmp_path, capsys):
+    run = tmp_path / "a run"
+    assert train(run) == 0
+    shutil.rmtree(run / "checkpoints/step_4")
+    (run / "metrics.jsonl.partial").symlink_to("/dev/full")
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 1
+    err = capsys.readouterr().err
+    assert "cannot be written: No space left" in err and "Traceback" not in err
+    assert f"fastrl resume '{run}'" in err  # as a shell takes it
+
+
+def test_a_picture_that_cannot_be_written_costs_nothing(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "curves.png").symlink_to("/dev/full")
+    assert train(run) == 0
+    assert "the picture" in capsys.readouterr().err

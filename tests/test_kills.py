@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from test_train import SMALL, fingerprint
 
+from fastrl.checkpoint import damage
+
 CHILD = Path(__file__).with_name("killed_run.py")
 PHASES = ("sample", "grade", "reference", "train", "save")
 TRAIN = ["train", *SMALL, "--train.max_steps", "8", "--sampling.max_tokens", "48"]
+TRAIN += ["--checkpoint.every", "1", "--checkpoint.keep_last", "2", "--checkpoint.keep_best", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +82,41 @@ class Attempt:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stderr.close()
+        assert_whole(self.log.parent)
         return self.phase
 
 
+def saved(folder: Path) -> list[str]:
+    """The checkpoints that were said to be on the disk, of the last attempt too."""
+    path = folder / "phases.saved"
+    return path.read_text().split() if path.exists() else []
+
+
+def assert_whole(folder: Path) -> None:
+    """What has a checkpoint's name is whole, and the last one that was saved is there."""
+    checkpoints = folder / "run" / "checkpoints"
+    for path in checkpoints.glob("step_*"):
+        assert damage(path) is None, path
+    assert all((checkpoints / name).is_dir() for name in saved(folder)[-1:])
+
+
 def cut_power(folder: Path, disk: Path, rng: random.Random) -> None:
-    """Leave of the run what a power cut would, and begin with a new account of what is synced."""
+    """Leave of the run what a power cut would, and begin with a new account of what is synced.
+
+    The last checkpoint that was saved has to be there, and whole.
+    """
     from killed_run import after_power_cut
+
+    last = saved(folder)[-1:]
 
     left = folder.with_name(f"{folder.name}_after")
     after_power_cut(disk, folder, left, rng)
     shutil.rmtree(folder)
     shutil.rmtree(disk)
     left.rename(folder)
+    for name in last:
+        assert damage(folder / "run" / "checkpoints" / name) is None, name
+    (folder / "phases.saved").write_text("".join(f"{name}\n" for name in last))
     disk.mkdir()
     for path in [folder, *folder.rglob("*")]:  # all that is there now is on the disk
         target = disk / str(path.stat().st_ino)

@@ -144,3 +144,45 @@ def test_a_sampler_that_cannot_be_made_smaller(tmp_path, monkeypatch, capsys):
     words = ["--eval.prompts", "0", "--eval.test_prompts", "0", "--train.check", "false"]
     assert train(tmp_path / "run", *words) == 1
     assert "out of memory while sampling with the smallest pool" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_runs_out_of_memory_is_scored_in_smaller_pieces(
+    tmp_path, monkeypatch, capsys
+):
+    from fastrl import run as runs
+
+    original = runs.score_share
+
+    def limited(learner, batches, *rest):
+        if any(len(batch.token_ids_N) > 200 for batch in batches):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(learner, batches, *rest)
+
+    assert train(tmp_path / "whole") == 0
+    monkeypatch.setattr(runs, "score_share", limited)
+    capsys.readouterr()
+    assert train(tmp_path / "run") == 0
+    assert "out of memory with micro-batches" in capsys.readouterr().out
+    whole, run = fingerprint(tmp_path / "whole"), fingerprint(tmp_path / "run")
+    for one, other in zip(whole["eval"], run["eval"], strict=True):
+        assert other["kl"] == pytest.approx(one["kl"], abs=0.02)
+
+
+def test_an_optimiser_that_finds_no_memory(tmp_path, monkeypatch, capsys):
+    from fastrl.optim import Optimizer
+
+    def none(self, step):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Optimizer, "step", none)
+    assert train(tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert "set optim.state to 'host'" in err and "Traceback" not in err
+
+
+def test_a_divergence_that_is_not_finite_is_written_as_null(tmp_path, monkeypatch):
+    from fastrl.run import Run
+
+    monkeypatch.setattr(Run, "_kl", lambda *_: float("nan"))
+    assert train(tmp_path / "run") == 0
+    assert all(e["kl"] is None for e in fingerprint(tmp_path / "run")["eval"])

@@ -339,3 +339,51 @@ def test_the_loop_does_not_know_the_embedded_model():
     found = {p.name for p in package.glob("*.py") if "embedded" in p.read_text()}
     assert found == {"config.py", "datasources.py", "model.py", "tokenizer.py"}
     assert not any("embedded" in p.read_text() for p in (package / "sampler").glob("*.py"))
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_stop_during_an_evaluation_trains_no_further(tmp_path, monkeypatch, capsys, at):
+    from fastrl.run import Run
+
+    original = Run.evaluate
+
+    def evaluate(self, split, display):
+        if self.step == at and split == "validation":
+            signal.raise_signal(signal.SIGTERM)
+        original(self, split, display)
+
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    run = tmp_path / "run"
+    assert train(run) == 3
+    assert f"stopped after step {at}; continue with" in capsys.readouterr().out
+    assert (len(lines(run / "metrics.jsonl")) if at else at) == at
+    monkeypatch.undo()
+    assert main(["resume", str(run)]) == 0
+
+
+def test_a_second_signal_ends_a_run_at_once(tmp_path):
+    """In the middle of a step that takes ten minutes."""
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef reward(completions, **columns):\n"
+        "    print('slow', flush=True)\n    time.sleep(600)\n"
+    )
+    words = ["--objective", "task", "--reward", "slow:reward", "--train.check", "false"]
+    words += ["--eval.prompts", "0", "--eval.test_prompts", "0"]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "fastrl"), "train", *words,
+         "--output-dir", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line == "slow\n":
+            break
+    process.send_signal(signal.SIGINT)
+    assert "stopping after this step; once more stops at once" in process.stdout.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert process.returncode == 1 and "interrupted" in err and "Traceback" not in err

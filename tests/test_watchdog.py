@@ -64,6 +64,7 @@ FINE = {
         ({"groups_all_wrong": 0.7}, "90% of the groups are all right or all wrong"),
         ({"clip_share": 1.0}, "100% of the tokens are clipped"),
         ({"reward_group_std": 0.0}, "constant"),
+        ({"reward_group_std": 1.4e-16}, "constant"),  # of 0.7 three times
         ({"parse_rate": 0.3}, "from 30% of the responses only"),
     ],
 )
@@ -77,3 +78,20 @@ def test_alerts(change, said):
 
 def test_groups_without_signal_do_not_matter_to_sharpening():
     assert alerts([FINE | {"objective": "sharpen", "groups_all_wrong": 0.8}]) == []
+
+
+def test_each_evaluation_has_its_own_time(tmp_path, monkeypatch):
+    from test_train import train
+
+    from fastrl.display import Display
+
+    original, seen = Display.phase, []
+
+    def phase(self, name):
+        seen.append(name.split()[0])
+        original(self, name)
+
+    monkeypatch.setattr(Display, "phase", phase)
+    assert train(tmp_path / "run", "--train.max_steps", "1") == 0
+    phases = [name for name, before in zip(seen, ["", *seen], strict=False) if name != before]
+    assert phases[:4] == ["validation", "evaluate", "test", "evaluate"]

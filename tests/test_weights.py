@@ -133,6 +133,19 @@ def test_sharded_weights(tmp_path):
         load_weights(many, tmp_path / "many")
 
 
+def test_a_tensor_that_is_there_twice(tmp_path):
+    theirs = write_tiny_model(tmp_path)
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    (tmp_path / "model.safetensors").unlink()
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    last = tmp_path / max(index.values())
+    again = load_file(last) | {"model.embed_tokens.weight": torch.zeros(64, 48)}
+    assert index["model.embed_tokens.weight"] != last.name
+    save_file(again, last, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="model.embed_tokens.weight is in .* and in .*"):
+        load_weights(decoder(tmp_path), tmp_path)
+
+
 def test_a_tied_head_stored_all_the_same(tmp_path):
     write_tiny_model(tmp_path, tie_word_embeddings=True)
     embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
