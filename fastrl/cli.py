@@ -216,20 +216,24 @@ def replay_command(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _run(make: Callable[[Callable[[str], None]], Run], world: World) -> int:
     from fastrl.run import resume
+    from fastrl.run_directory import release
     from fastrl.signals import StopOnSignal
 
     started = time.perf_counter()
-    run = make(_warn)
-    path = run.directory.path
-    with StopOnSignal(at_once=_end_at_once) as stop:
-        while (outcome := _attempt(run, stop)) is None:
-            attempt = run.attempt + 1
-            del run  # its memory before the next's
-            _free_memory()
-            run = resume(path, _warn, world, attempt)
-        if outcome and world.is_first:
-            _report(run, time.perf_counter() - started)
-        return OK if outcome else STOPPED
+    try:
+        run = make(_warn)
+        path = run.directory.path
+        with StopOnSignal(at_once=_end_at_once) as stop:
+            while (outcome := _attempt(run, stop)) is None:
+                attempt = run.attempt + 1
+                del run  # its memory before the next's
+                _free_memory()
+                run = resume(path, _warn, world, attempt)
+            if outcome and world.is_first:
+                _report(run, time.perf_counter() - started)
+            return OK if outcome else STOPPED
+    finally:
+        release()
 
 
 def _attempt(run: Run, stop: StopOnSignal) -> bool | None:

@@ -246,9 +246,11 @@ def resume(
 ) -> Run:
     """The run in `path` at its newest whole checkpoint, its later records dropped.
 
-    The number of processes may be another one. `attempt`: of a run that is rolled back.
+    The number of processes may be another one. `attempt`: of a run that is rolled back. Raises
+    UsageError where another process is at work on the run.
     """
     directory = RunDirectory.open(path, writes=world.is_first)
+    directory.hold()
     config = read_toml(directory.config)
     checkpoint = None
     if world.is_first:

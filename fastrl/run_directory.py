@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +57,7 @@ class RunDirectory:
             )
         try:
             durable.make_directories([run.completions, run.checkpoints])
+            run.hold()
             durable.replace(run.config, lambda path: write_toml(config, path))
         except OSError as error:
             raise UsageError(
@@ -71,6 +73,28 @@ class RunDirectory:
         if not run.config.is_file():
             raise UsageError(f"{path} holds no run (no config.toml); give the directory of a run")
         return run
+
+    def hold(self) -> None:
+        """Keep other processes from going on with this run, until `release` or this one's end.
+
+        Raises UsageError where one has it.
+        """
+        path = self.path.resolve()
+        if not self.writes or path in _held:
+            return
+        with self._written(path / "lock"):
+            file = (path / "lock").open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UsageError(
+                f"another process is at work on the run in {self.path}; wait for its end, or end it"
+            ) from None
+        except OSError:  # a file system that knows no locks
+            file.close()
+            return
+        _held[path] = file
 
     def cut_back(self, step: int) -> list[str]:
         """Drop every record of a step after `step`, and every line that is not whole; -1: all.
@@ -208,6 +232,15 @@ class RunDirectory:
                 f" with: {command('resume', self.path)}"
             ) from None
         self._unsynced |= {path, path.parent}
+
+
+_held: dict[Path, IO[bytes]] = {}
+
+
+def release() -> None:
+    """Let other processes go on with the runs that this one holds."""
+    while _held:
+        _held.popitem()[1].close()
 
 
 def command(name: str, path: Path) -> str:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 from test_train import lines
 
@@ -103,7 +103,8 @@ def outcome(changes, capsys) -> str:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         words = [w for k, v in (SMALL | changes).items() for w in (f"--{k}", v)]
-        note(f"fastrl train {' '.join(words)}")
+        if currently_in_test_context():
+            note(f"fastrl train {' '.join(words)}")
         code = main(["train", *words, "--output-dir", str(run)])
         err = capsys.readouterr().err
         assert "Traceback" not in err

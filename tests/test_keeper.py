@@ -2,6 +2,8 @@
 
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 from test_train import fingerprint, lines, train
@@ -161,3 +163,23 @@ def test_a_picture_that_cannot_be_written_costs_nothing(tmp_path, capsys):
     (run / "curves.png").symlink_to("/dev/full")
     assert train(run) == 0
     assert "the picture" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_go_on_with_one_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX); print()"
+    code += "; sys.stdout.flush(); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    other.stdout.readline()
+    assert main(["resume", str(run)]) == 2
+    assert "another process is at work on the run" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+    other.kill()
+    other.wait()
+    assert main(["resume", str(run)]) == 0
