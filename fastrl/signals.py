@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 
@@ -42,4 +43,5 @@ class StopOnSignal:
             raise KeyboardInterrupt
         self.requested = True
         if self.on_request is not None:
-            self.on_request()
+            with suppress(RuntimeError):  # it came in the middle of a write to the same file
+                self.on_request()
