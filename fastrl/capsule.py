@@ -14,6 +14,7 @@ is computed again from the newest checkpoint before it, with the steps between.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -116,13 +117,13 @@ def read(path: Path) -> Kept:
             before=TrainerState.of(values["before"]),
             history=[Vitals(*map(float, v)) for v in values["history"]],
             told=set(map(str, values["told"])),
-            processes=int(values["processes"]),
+            processes=operator.index(values["processes"]),
             rule=str(values["rule"]),
             reason=str(values["reason"]),
             numbers=dict(values["numbers"]),
             responses=table.cast(SCHEMA).to_pylist(),
         )
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{path} holds no capsule that can be read ({type(error).__name__}: {reason}); give a"

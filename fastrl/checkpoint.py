@@ -107,6 +107,7 @@ def remove(path: Path) -> None:
         going = path.with_name(f"{PARTIAL}removed_{path.name.removeprefix(PARTIAL)}")
         shutil.rmtree(going, ignore_errors=True)
         path.rename(going)
+        sync(path.parent)  # before a file of it is gone
         shutil.rmtree(going)
 
 

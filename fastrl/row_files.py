@@ -45,6 +45,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
+            # looks through all that is there, in little memory; what pyarrow says of a damaged
+            # column without it ends the process
+            file.scan_contents()
             size, read = path.stat().st_size, 0
             for group in range(file.num_row_groups):
                 at_once = _rows_at_once(file.metadata.row_group(group), size)
