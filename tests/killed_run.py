@@ -5,7 +5,8 @@
 Each phase of the run is a line of the file LOG, written as it begins. DISK, if not empty, is a
 folder that holds what a power cut would leave: for each directory the names in it when it was last
 synced, for each file what was in it then. `after_power_cut` makes a tree of that. LOG.saved has the
-name of each checkpoint, from when it is said to be on the disk.
+name of each checkpoint, from when it is said to be on the disk. The phase that HOLD_PHASE names
+begins with a second in which nothing happens.
 """
 
 import json
@@ -13,6 +14,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from pathlib import Path
 
 
@@ -85,6 +87,7 @@ def _is_json(path: Path) -> bool:
 
 def main() -> int:
     log, folder, words = sys.argv[1], sys.argv[2], sys.argv[3:]
+    held = os.environ.get("HOLD_PHASE")
     import fastrl.display
     import fastrl.keeper
     from fastrl.cli import main
@@ -105,6 +108,8 @@ def main() -> int:
         def phase(self, name):
             file.write(name + "\n")
             begin(self, name)
+            if name.split()[0] == held:
+                time.sleep(1)
 
         fastrl.display.Display.phase = phase
         if folder:

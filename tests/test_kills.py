@@ -33,7 +33,7 @@ def uninterrupted(tmp_path_factory):
 class Attempt:
     """A process that begins or goes on with the run in `folder`."""
 
-    def __init__(self, folder: Path, disk: Path | None = None) -> None:
+    def __init__(self, folder: Path, disk: Path | None = None, hold: str = "") -> None:
         self.log = folder / "phases"
         self.log.touch()
         self.before = self.log.stat().st_size
@@ -45,6 +45,7 @@ class Attempt:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, "HOLD_PHASE": hold},
         )
 
     @property
@@ -137,16 +138,16 @@ def end_of(folder: Path) -> dict:
 def test_a_run_killed_in_every_phase_comes_to_the_same_bits(uninterrupted, tmp_path):
     rng, hit = random.Random(0), Counter()
     for phase in PHASES:
-        for _ in range(3):  # a busy machine may be late, and kill it in the next phase
+        # a busy machine may be late, and kill it in the next phase; the second time it waits
+        for hold in ("", phase):
             if phase in hit:
                 break
-            attempt = Attempt(tmp_path)
-            if not attempt.wait_for(phase, times=1):
-                break
+            attempt = Attempt(tmp_path, hold=hold)
+            assert attempt.wait_for(phase, times=1)
             time.sleep(rng.uniform(0, 0.002))
             hit[attempt.kill()] += 1
-    print(f"killed in {dict(hit)}")
-    assert hit.total() >= 4 and len(hit) >= 3
+    print(f"{hit.total()} kills, by phase: {dict(hit)}")
+    assert hit.total() >= 5 and set(PHASES) <= hit.keys()
     assert end_of(tmp_path) == uninterrupted[0]
 
 
