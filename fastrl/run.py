@@ -292,7 +292,7 @@ def resume(
     if stops:
         for rule in sorted(run.told & COLLAPSES):
             name = capsule_name(capsules[rule], run.attempt, rule)
-            say(f"{directory.anomalies / name} has stopped the run before; it goes on")
+            say(f"{directory.anomalies / name} was found before; the run goes on")
     return run
 
 

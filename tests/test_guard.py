@@ -388,7 +388,7 @@ def test_a_torn_capsule_silences_nothing(tmp_path, monkeypatch, capsys):
     assert main(["resume", str(run)]) == 1
     assert "cut; replay the step with" in capsys.readouterr().err
     assert main(["resume", str(run)]) == 0  # the user has seen it
-    assert "has stopped the run before; it goes on" in capsys.readouterr().err
+    assert "was found before; the run goes on" in capsys.readouterr().err
 
 
 def test_a_full_disk_does_not_hide_what_was_found(tmp_path, monkeypatch, capsys):
