@@ -17,7 +17,7 @@ from fastrl import __version__, config
 from fastrl.cli_bench import add_bench, bench_command
 from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.distributed import World, joined
-from fastrl.errors import Failure, UsageError, check_folders
+from fastrl.errors import Failure, UsageError, check_folders, reason
 from fastrl.grading import MODES, GradingPolicy
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _report(run: Run, seconds: float) -> None:
     try:
         draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
     except OSError as error:
-        _warn(f"the picture {files.curves} cannot be written: {error.strerror or error}")
+        _warn(f"the picture {files.curves} cannot be written: {reason(error)}")
     tests = [e for e in files.read_evaluations() if e["split"] == "test"]
     if len(tests) >= 2:
         Console().print(final_table(tests[0], tests[-1]))

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastrl.errors import Unavailable, UsageError
+from fastrl.errors import Unavailable, UsageError, shown
 from fastrl.row_files import Row, file_rows
 from fastrl.strict_json import has_lone_surrogates
 
@@ -178,7 +178,7 @@ def _example(index: int, where: str, row: Mapping[str, Any], template: str) -> E
     answer = _text(row.get("answer"))
     if answer is None:
         raise UsageError(
-            f"{where}: 'answer' is {_shown(row.get('answer'))}; give a string that is not empty"
+            f"{where}: 'answer' is {shown(row.get('answer'))}; give a string that is not empty"
         )
     messages = row.get("messages")
     if messages is not None:
@@ -188,18 +188,13 @@ def _example(index: int, where: str, row: Mapping[str, Any], template: str) -> E
         question = row.get(name)
         if not isinstance(question, str) or not question.strip():
             raise UsageError(
-                f"{where}: {name!r} is {_shown(question)}; give 'prompt', 'question' or 'messages'"
+                f"{where}: {name!r} is {shown(question)}; give 'prompt', 'question' or 'messages'"
             )
         turns = ({"role": "user", "content": template.replace("{prompt}", question)},)
     if any(map(has_lone_surrogates, (answer, *(text for turn in turns for text in turn.values())))):
         raise UsageError(f"{where} holds half of a character, a lone surrogate; write it whole")
     used = ("prompt", "question", "messages", "answer")
     return Example(index, turns, answer, {k: v for k, v in row.items() if k not in used})
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _text(value: Any) -> str | None:

@@ -1,6 +1,7 @@
 """The errors that are said in one sentence."""
 
 from pathlib import Path
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -19,6 +20,19 @@ class Failure(RuntimeError):
 
 class Unavailable(UsageError):
     """Something of a hub that cannot be had now; the request itself may be right."""
+
+
+def reason(error: Exception) -> str:
+    """What the system says, as in "No space left on device", or the library that met it."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def shown(value: Any) -> str:
+    """A value of somebody's file as a sentence has it: ASCII, and no longer than that bears."""
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python writes only so many digits
+        return "a huge number"
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_folders(*paths: str | None) -> None:

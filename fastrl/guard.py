@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from fastrl import capsule
 from fastrl.config import AnomalyConfig
-from fastrl.errors import Failure
+from fastrl.errors import Failure, reason
 from fastrl.metrics import mean_entropy, task_metrics
 from fastrl.run_directory import capsule_name, command
 from fastrl.scoring import Scores
@@ -177,7 +177,7 @@ class Guard(Hooks):
         try:
             path = capsule.write(run, self.before, self.rollouts, finding, self.updates == 0)
         except (OSError, SafetensorError) as error:
-            return f"no capsule could be written ({getattr(error, 'strerror', None) or error})"
+            return f"no capsule could be written ({reason(error)})"
         return f"replay the step with: {command('replay', path)}"
 
     def _vitals(self, scores: Scores, reward_R: np.ndarray) -> Vitals:

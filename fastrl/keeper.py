@@ -14,7 +14,7 @@ from torch import Tensor
 from fastrl.checkpoint import TrainerState, remove, steps, write_checkpoint
 from fastrl.config import CheckpointConfig
 from fastrl.durable import sync
-from fastrl.errors import Failure
+from fastrl.errors import Failure, reason
 from fastrl.run_directory import RunDirectory, command
 
 Tensors = Mapping[str, Tensor]
@@ -105,7 +105,7 @@ class Keeper:
             kept = f"{older} is as it was" if older else "there is no older one"
             text = (
                 f"the checkpoint of step {step} cannot be written to {checkpoints}:"
-                f" {_reason(error)}; {kept}"
+                f" {reason(error)}; {kept}"
             )
             if self._config.on_error == "go_on" and not needed:
                 self._say(f"{text}; the run goes on")
@@ -132,7 +132,7 @@ class Keeper:
             try:
                 remove(checkpoints / f"step_{step}")
             except OSError as error:
-                self._say(f"the old checkpoint of step {step} cannot be removed: {_reason(error)}")
+                self._say(f"the old checkpoint of step {step} cannot be removed: {reason(error)}")
 
 
 def superfluous(
@@ -151,8 +151,3 @@ def superfluous(
 def _copy(tensors: Tensors) -> dict[str, Tensor]:
     """In host memory, where training does not change them."""
     return {name: torch.clone(t.detach().cpu()) for name, t in tensors.items()}
-
-
-def _reason(error: Exception) -> str:
-    """What the system says, as in "No space left on device"."""
-    return getattr(error, "strerror", None) or str(error)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrl.errors import UsageError
+from fastrl.errors import UsageError, shown
 
 FAMILIES = {
     "llama": "LlamaForCausalLM",
@@ -78,8 +78,8 @@ class DecoderConfig:
         architectures = values.get("architectures") or [FAMILIES.get(family)]
         if family not in FAMILIES or architectures != [FAMILIES[family]]:
             raise UsageError(
-                f"config.json has model_type {_short(family)} and architectures "
-                f"{_short(architectures)}, which "
+                f"config.json has model_type {shown(family)} and architectures "
+                f"{shown(architectures)}, which "
                 f"fastrl cannot run: use a model of {', '.join(FAMILIES.values())}"
             )
         _refuse_other_mathematics(values)
@@ -153,7 +153,7 @@ def _count(
         raise KeyError(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise UsageError(
-            f"{name} is {_short(value)} in config.json, but it has to be a whole number from 1 to "
+            f"{name} is {shown(value)} in config.json, but it has to be a whole number from 1 to "
             f"{most}: mend it"
         )
     return value
@@ -168,21 +168,16 @@ def _number(values: Mapping[str, Any], name: str, default: float | None = None) 
         number = math.nan
     if not 0 < number < math.inf:
         raise UsageError(
-            f"{name} is {_short(value)} in config.json, but it has to be a positive number: mend it"
+            f"{name} is {shown(value)} in config.json, but it has to be a positive number: mend it"
         )
     return number
-
-
-def _short(value: Any) -> str:
-    text = ascii(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _refuse_other_mathematics(values: Mapping[str, Any]) -> None:
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UsageError(
-            f"hidden_act is {_short(activation)} in config.json, but fastrl's decoder has only "
+            f"hidden_act is {shown(activation)} in config.json, but fastrl's decoder has only "
             "'silu': use a model with it"
         )
     kinds = values.get("layer_types") or []
@@ -204,15 +199,15 @@ def _rope_from_hf(values: Mapping[str, Any]) -> tuple[float, Llama3Scaling | Non
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise UsageError(
-            f"config.json has the rotary settings {_short(rope)}, which are no object: mend it"
+            f"config.json has the rotary settings {shown(rope)}, which are no object: mend it"
         )
     theta = _number({**values, **rope}, "rope_theta", 10_000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     if kind not in ("default", "llama3") or partial != 1.0:
-        what = f"rope type {_short(kind)}"
+        what = f"rope type {shown(kind)}"
         if partial != 1.0:
-            what = f"partial_rotary_factor {_short(partial)}"
+            what = f"partial_rotary_factor {shown(partial)}"
         raise UsageError(
             f"config.json asks for {what}, but fastrl's decoder has only 'default' and 'llama3' "
             "over the whole head: use a model with one of these"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from fastrl import durable, strict_json
 from fastrl.config import Config, write_toml
-from fastrl.errors import Failure, UsageError
+from fastrl.errors import Failure, UsageError, reason
 from fastrl.step import StepResult
 from fastrl.types import Scored
 
@@ -144,7 +144,8 @@ class RunDirectory:
     def attempt(self, step: int) -> int:
         """The attempt that the step after `step` is of."""
         made = [line for line in _read(self.roll_backs) if line["step"] <= step]
-        return max((int(line["attempt"]) for line in made), default=0)
+        attempts = [line.get("attempt") for line in made]
+        return max((attempt for attempt in attempts if type(attempt) is int), default=0)
 
     def read_environment(self) -> dict[str, Any]:
         """What the run was started with; empty where nobody wrote it down."""
@@ -228,7 +229,7 @@ class RunDirectory:
             yield
         except OSError as error:
             raise Failure(
-                f"{path} cannot be written: {error.strerror or error}; make room, then continue"
+                f"{path} cannot be written: {reason(error)}; make room, then continue"
                 f" with: {command('resume', self.path)}"
             ) from None
         self._unsynced |= {path, path.parent}

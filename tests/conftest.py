@@ -4,9 +4,31 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # as the command line does, and before torch is loaded: beside other programs threads that spin
 # make a test ten times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside each other share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "exact"))
+
+
+@pytest.fixture
+def small_pool(monkeypatch):
+    """Has memory run out where the sampler asks for more than 60 blocks."""
+    import torch
+
+    from fastrl.sampler import engine
+
+    cache = engine.PagedCache
+
+    def limited(model, num_blocks, *rest):
+        if num_blocks > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cache(model, num_blocks, *rest)
+
+    def set_up():
+        monkeypatch.setattr(engine, "PagedCache", limited)
+
+    return set_up

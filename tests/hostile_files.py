@@ -43,7 +43,7 @@ from fastrl.run_directory import CAPSULE, RunDirectory
 from fastrl.shapes import outline
 from fastrl.tokenizer import load_tokenizer
 
-HEADROOM = 1 << 29  # of bytes of memory beside what the process had before the first case
+HEADROOM = 1 << 29  # of bytes of memory beside what the process had before a case
 SECONDS = 30  # for one case
 MARK = "code-was-run"  # the file that hostile code makes
 EVIL = f"open({MARK!r}, 'w').close()\n"
@@ -54,13 +54,6 @@ NASTY: list[Any] = [
     float("inf"), "", "x", "\0", "\ud800", "../../../../etc/passwd", "a" * 100_000, [], {}, [[]],
     [1], [None], ["x"], {"a": 1}, {"": None}, [0, 2**62], "{{ 1/0 }}", "9" * 5000,
 ]  # fmt: skip
-
-
-class Json:
-    """Text that is written as it stands, where JSON has no value for it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
 
 
 # ---------------------------------------------------------------- what is done to a file
@@ -458,8 +451,9 @@ def write_run(directory: Path) -> None:
             {"step": torch.tensor([step])},
             TrainerState(step, step, step),
         )
-    for name in ("metrics.jsonl", "eval.jsonl", "environment.jsonl"):
-        lines = [{"step": step, "split": "validation", "accuracy": 0.5} for step in (1, 2)]
+    for name in ("metrics.jsonl", "eval.jsonl", "environment.jsonl", "roll_backs.jsonl"):
+        kept = {"split": "validation", "accuracy": 0.5, "attempt": 1}
+        lines = [{"step": step, **kept} for step in (1, 2)]
         (directory / name).write_bytes(rows_of(lines))
 
 

@@ -182,19 +182,8 @@ def test_a_tokenizer_that_is_larger_than_the_model(monkeypatch, capsys):
     assert code == 2 and found["vocabulary"]["status"] == "fail"
 
 
-def test_an_audit_that_runs_out_of_memory_samples_less_at_once(monkeypatch, capsys):
-    import torch
-
-    from fastrl.sampler import engine
-
-    cache = engine.PagedCache
-
-    def limited(model, num_blocks, *rest):
-        if num_blocks > 60:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return cache(model, num_blocks, *rest)
-
-    monkeypatch.setattr(engine, "PagedCache", limited)
+def test_an_audit_that_runs_out_of_memory_samples_less_at_once(small_pool, capsys):
+    small_pool()
     code, found = audited(capsys)
     assert code == 0 and found["step 0"]["status"] == "pass"
 

@@ -106,19 +106,14 @@ def test_a_run_goes_on_with_the_smaller_budget_after_it_was_resumed(tmp_path, sm
 
 
 @pytest.mark.parametrize("fails", ["pool", "forward"])
-def test_a_sampler_short_of_memory_gives_the_same_responses(tmp_path, monkeypatch, capsys, fails):
+def test_a_sampler_short_of_memory_gives_the_same_responses(
+    tmp_path, monkeypatch, capsys, small_pool, fails
+):
     words = ["--train.check", "false", "--eval.prompts", "4", "--eval.test_prompts", "0"]
     words += ["--eval.every", "4"]
     assert train(tmp_path / "whole", *words) == 0
     if fails == "pool":
-        cache = engine.PagedCache
-
-        def limited(model, num_blocks, *rest):
-            if num_blocks > 60:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return cache(model, num_blocks, *rest)
-
-        monkeypatch.setattr(engine, "PagedCache", limited)
+        small_pool()
     else:
         append, calls = engine.Sampler._append, []
 
