@@ -26,7 +26,7 @@ from rich.progress import track
 
 from fastrl.embedded import DIRECTORIES
 from fastrl.embedded.measure import FIGURES
-from fastrl.evaluate import bootstrap_interval
+from fastrl.statistics import bootstrap_interval
 
 DEFAULT = "embedded:0.25"
 TASK_SEEDS = 3  # it ends within a few points of the same accuracy whatever the seed
