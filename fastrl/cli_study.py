@@ -1,0 +1,295 @@
+"""`fastrl study`: its arguments, its progress, and what it prints at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrl import config, durable
+from fastrl.errors import UsageError
+from fastrl.exit_codes import FAILED, OK, STOPPED
+
+if TYPE_CHECKING:
+    from fastrl.config import Config
+    from fastrl.study.plan import Cell, Plan, StudySettings
+
+OWN = {"train.seed": "--seeds", "train.output_dir": "--output-dir", "objective.name": "--arms"}
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "fastrl study [CONFIG.toml] [--alphas A,A] [--betas B,B] [--seeds N] [--baselines]"
+        " [--table.key VALUE ...]"
+    )
+    parser.epilog = (
+        "Settings that the arms have in common are those of fastrl train, given as --table.key"
+        " VALUE.\nThe same command goes on where it stopped; more seeds or arms may be added to it."
+    )
+    add = parser.add_argument
+    add("--arms", metavar="A,A", help="of sharpen, likelihood, task, task-kl, tilted, null, random;"
+        " default: sharpen, task, tilted, null, with a grid all but task-kl")  # fmt: skip
+    add("--alphas", metavar="A,A", help="of sharpen and tilted; default: 4")
+    add("--betas", metavar="B,B", help="of tilted and task-kl; default: 0.01")
+    add("--seeds", type=int, metavar="N", help="runs of each arm; default: 3")
+    add("--models", metavar="M,M", help="default: --model.name")
+    add("--length-norms", metavar="L,L", help="of sum, mean, 'power W'; default: sum")
+    add("--fixed-length", action="store_true", help="also every arm with ignore_eos")
+    add("--perturbed", metavar="N,N", help="also sharpen and task from the models with this"
+        " relative noise in their weights")  # fmt: skip
+    add("--baselines", action="store_true", help="what sampling alone gives: temperature, best of"
+        " N, majority, power sampling, greedy")  # fmt: skip
+    add("--prompts", type=int, metavar="N", help="of the test split; default: 500")
+    add("--samples", type=int, metavar="N", help="a test prompt, of the base and first seeds;"
+        " default: 256")  # fmt: skip
+    add("--samples-of-others", type=int, metavar="N", help="of the other seeds; default: 32")
+    add("--long-prompts", type=int, metavar="N", help="longer than any in training, of the embedded"
+        " task; default: 128")  # fmt: skip
+    add("--template-prompts", type=int, metavar="N", help="asked in other words; default: 200")
+    add("--jobs", type=int, metavar="N", help="cells at once; default: one a GPU, else one a core")
+    add("--output-dir", metavar="DIR", help="default: studies/DATE")
+    add("--dry-run", action="store_true", help="the cells, with their commands")
+    add("--cell", metavar="NAME", help="do this one alone, as the study itself does")
+    add("--verify", metavar="FILE.json", help="compare with the expected figures in a file; exit"
+        " code 1 where one is outside its tolerance")  # fmt: skip
+
+
+def study_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl study: every cell that is not done, then study.json and report.html."""
+    from fastrl.study.cell import PLAN
+    from fastrl.study.plan import make_plan, read_plan, write_plan
+
+    if known.cell:
+        if not known.output_dir:
+            raise UsageError("--cell is of a study that has begun; name its --output-dir")
+        directory = Path(known.output_dir)
+        return _do_cell(read_plan(directory / PLAN), directory, known.cell)
+    directory = Path(known.output_dir or f"studies/{datetime.now():%Y%m%d-%H%M%S}")
+    begun = (directory / PLAN).is_file()
+    if begun and not rest and not _given(known):
+        plan = read_plan(directory / PLAN)
+    else:
+        plan = make_plan(_settings(known), _common(rest), directory)
+    if known.dry_run:
+        _show_cells(plan, directory)
+        return OK
+    _check_runs(plan, directory)
+    try:
+        durable.make_directories([directory])
+        write_plan(plan, directory / PLAN)
+    except OSError as error:
+        raise UsageError(
+            f"the directory {directory} cannot be made: {error.strerror}; give another --output-dir"
+        ) from None
+    return _conduct(plan, directory, known)
+
+
+def _given(known: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the grid that are on the command line."""
+    from fastrl.study.plan import StudySettings
+
+    names = {f.name for f in fields(StudySettings)}
+    return {k: v for k, v in vars(known).items() if k in names and v not in (None, False)}
+
+
+def _settings(known: argparse.Namespace) -> StudySettings:
+    from fastrl.study.plan import GRID_ARMS, StudySettings, parse_names, parse_numbers
+
+    given = _given(known)
+    for name in ("alphas", "betas", "perturbed"):
+        if name in given:
+            given[name] = parse_numbers(name, given[name])
+    for name in ("arms", "models", "length_norms"):
+        if name in given:
+            given[name] = parse_names(given[name])
+    if "arms" not in given and {"alphas", "betas"} & set(given):
+        given["arms"] = GRID_ARMS
+    return StudySettings(**given)
+
+
+def _common(words: list[str]) -> Config:
+    """What the arms have in common; raises UsageError for what the study itself sets."""
+    common = config.from_words(words)
+    usual = config.Config()
+    for key, flag in OWN.items():
+        table, _, name = key.partition(".")
+        value = getattr(getattr(common, table), name)
+        if value != getattr(getattr(usual, table), name):
+            raise UsageError(f"{key} is {value!r}, but the study sets it; use {flag} instead")
+    if common.objective != usual.objective:
+        raise UsageError("[objective] is what the study varies; use --arms, --alphas and --betas")
+    # the study measures by itself, and looks at collapses instead of stopping at them
+    return replace(
+        common,
+        eval=replace(common.eval, test_prompts=0),
+        anomaly=replace(common.anomaly, collapse="go_on"),
+    )
+
+
+def _check_runs(plan: Plan, directory: Path) -> None:
+    """Raises UsageError where a run is there that was made with other settings."""
+    from fastrl.study.cell import files_of, run_config
+
+    for cell in plan.cells:
+        path = files_of(directory, cell).run / "config.toml"
+        if not cell.trains or not path.is_file():
+            continue
+        made, wanted = config.read_toml(path), run_config(directory, cell)
+        known = replace(made.model, name=wanted.model.name, sha256=wanted.model.sha256)
+        if replace(made, model=known) != wanted:
+            tables = [t for t in config.TABLES if t != "model"]
+            other = [t for t in tables if getattr(made, t) != getattr(wanted, t)]
+            raise UsageError(
+                f"{path} is of a run with other settings in [{'], ['.join(other or ['model'])}];"
+                " give another --output-dir"
+            )
+
+
+def _show_cells(plan: Plan, directory: Path) -> None:
+    for cell in plan.cells:
+        print(f"{cell.name:<40} {_command(directory, cell)}")
+    runs = sum(c.trains for c in plan.cells)
+    steps = plan.config.train.max_steps
+    print(f"{runs} runs of {steps} steps, {len(plan.cells) - runs} measurements without training")
+
+
+def _command(directory: Path, cell: Cell) -> str:
+    import shlex
+
+    return f"fastrl study --output-dir {shlex.quote(str(directory))} --cell {cell.name}"
+
+
+def _do_cell(plan: Plan, directory: Path, name: str) -> int:
+    from fastrl.cli_run import run_to_end, warn
+    from fastrl.distributed import ALONE
+    from fastrl.run import resume, start
+    from fastrl.study.cell import do_cell, files_of
+
+    cell = plan.cell(name)
+    files = files_of(directory, cell)
+
+    def train(settings: Config) -> int:
+        path = Path(settings.train.output_dir)
+        if not (path / "config.toml").is_file():
+            return run_to_end(lambda say: start(settings, ALONE), ALONE)
+        if (path / "checkpoints" / f"step_{settings.train.max_steps}").is_dir():
+            return OK
+        return run_to_end(lambda say: resume(path, warn, ALONE), ALONE)
+
+    return do_cell(plan, directory, cell, train, _counter(files.path))
+
+
+def _counter(path: Path) -> Callable[[str, int], Callable[[object], None]]:
+    """What notes how far a measurement is, for the study that waits for it."""
+    from fastrl.study.conductor import PROGRESS
+
+    def count(phase: str, total: int) -> Callable[[object], None]:
+        done, noted = 0, 0.0
+
+        def one(event: object) -> None:
+            nonlocal done, noted
+            done += 1
+            if (now := time.monotonic()) - noted > 0.5 or done == total:
+                noted = now
+                found = {"phase": phase, "done": done, "total": total}
+                _replace_text(path / PROGRESS, json.dumps(found))
+
+        return one
+
+    return count
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Replace a file that may be lost in a crash."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _conduct(plan: Plan, directory: Path, known: argparse.Namespace) -> int:
+    from fastrl.run_directory import command
+    from fastrl.signals import StopOnSignal
+    from fastrl.study.conductor import conduct, usual_jobs
+
+    jobs = usual_jobs() if known.jobs is None else known.jobs
+    if jobs < 1:
+        raise UsageError(f"--jobs is {jobs}; it must be at least 1")
+    started = time.perf_counter()
+    with StopOnSignal() as stop, _Progress(len(plan.cells)) as progress:
+        outcome = conduct(plan, directory, jobs, stop, progress.show)
+    again = command("study --output-dir", directory)
+    for name, why in outcome.failed.items():
+        print(f"fastrl: the cell {name} failed:\n{why}")
+    if outcome.stopped:
+        print(f"stopped with {len(outcome.done)} of {len(plan.cells)} cells done; go on: {again}")
+        return STOPPED
+    _conclude(plan, directory)
+    print(f"{len(outcome.done)} of {len(plan.cells)} cells, {time.perf_counter() - started:.0f} s")
+    if known.verify:
+        from fastrl.study.verify import verify
+
+        if not verify(directory, Path(known.verify)):
+            return FAILED
+    return FAILED if outcome.failed else OK
+
+
+def _conclude(plan: Plan, directory: Path) -> None:
+    """Write study.json and report.html of what is done, and print the table."""
+    from rich.console import Console
+
+    from fastrl.study.analysis import analyse
+    from fastrl.study.tables import summary_table
+
+    study = analyse(plan, directory)
+    text = json.dumps(study, indent=1, allow_nan=False)
+    durable.replace_bytes(directory / "study.json", (text + "\n").encode())
+    Console().print(summary_table(study))
+    print(f"figures  {directory / 'study.json'}")
+
+
+class _Progress:
+    """Cells done, and a line for each that runs; a line a cell where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+        )
+        self._plain = not self._bar.console.is_terminal
+        self._bar.disable = self._plain
+        self._task = self._bar.add_task("cells", total=total, words="")
+        self._tasks: dict[str, Any] = {}
+        self._told: set[str] = set()
+        self._total = total
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def show(self, done: Sequence[Cell], running: Sequence[tuple[Cell, str]]) -> None:
+        """Told by the conductor."""
+        words = f"{len(done)}/{self._total}"
+        self._bar.update(self._task, completed=len(done), words=words)
+        now = {cell.name: how_far for cell, how_far in running}
+        for name in set(self._tasks) - set(now):
+            self._bar.remove_task(self._tasks.pop(name))
+        for name, how_far in now.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bar.add_task(name, total=None, words=how_far)
+            self._bar.update(self._tasks[name], words=how_far)
+        for cell in done:
+            if self._plain and cell.name not in self._told:
+                print(f"{len(self._told) + 1}/{self._total} {cell.name}", flush=True)
+            self._told.add(cell.name)
