@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +54,8 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, metavar="N", help="cells at once; default: one a GPU, else one a core")
     add("--output-dir", metavar="DIR", help="default: studies/DATE")
     add("--dry-run", action="store_true", help="the cells, with their commands")
+    add("--exact", action="store_true", help="the claims where everything can be computed, alone")
+    add("--worlds", type=int, default=5, metavar="N", help="of --exact: of each kind, trained on")
     add("--cell", metavar="NAME", help="do this one alone, as the study itself does")
     add("--verify", metavar="FILE.json", help="compare with the expected figures in a file; exit"
         " code 1 where one is outside its tolerance")  # fmt: skip
@@ -70,6 +72,8 @@ def study_command(known: argparse.Namespace, rest: list[str]) -> int:
         directory = Path(known.output_dir)
         return _do_cell(read_plan(directory / PLAN), directory, known.cell)
     directory = Path(known.output_dir or f"studies/{datetime.now():%Y%m%d-%H%M%S}")
+    if known.exact:
+        return _exact(directory, known, rest)
     begun = (directory / PLAN).is_file()
     if begun and not rest and not _given(known):
         plan = read_plan(directory / PLAN)
@@ -228,17 +232,56 @@ def _conduct(plan: Plan, directory: Path, known: argparse.Namespace) -> int:
     if outcome.stopped:
         print(f"stopped with {len(outcome.done)} of {len(plan.cells)} cells done; go on: {again}")
         return STOPPED
-    _conclude(plan, directory)
+    study = _conclude(plan, directory)
     print(f"{len(outcome.done)} of {len(plan.cells)} cells, {time.perf_counter() - started:.0f} s")
-    if known.verify:
-        from fastrl.study.verify import verify
-
-        if not verify(directory, Path(known.verify)):
-            return FAILED
-    return FAILED if outcome.failed else OK
+    differs = known.verify and not _verified(study, Path(known.verify))
+    return FAILED if outcome.failed or differs else OK
 
 
-def _conclude(plan: Plan, directory: Path) -> None:
+def _verified(study: Mapping[str, Any], path: Path) -> bool:
+    """Whether a study is what a file expects, which is printed."""
+    from fastrl.study.verify import verify
+
+    found = verify(study, path)
+    for c in found:
+        if not c.holds:
+            there = "not there" if c.found is None else f"{c.found:.4g}"
+            print(f"{c.what}: {there}, expected {c.expected:.4g} within {c.tolerance:.4g}")
+    held = sum(c.holds for c in found)
+    print(f"{held} of {len(found)} expectations of {path} hold")
+    return held == len(found)
+
+
+def _exact(directory: Path, known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl study --exact: exact.json, and the claims."""
+    from rich.console import Console
+
+    from fastrl.study.exact import exact_study
+    from fastrl.study.tables import claims_table
+
+    if rest or _given(known):
+        what = (rest or [f"--{next(iter(_given(known))).replace('_', '-')}"])[0]
+        raise UsageError(f"{what} is not of --exact, which has its own worlds; leave it out")
+    if known.worlds < 1:
+        raise UsageError(f"--worlds is {known.worlds}; it must be at least 1")
+    try:
+        durable.make_directories([directory])
+    except OSError as error:
+        raise UsageError(
+            f"the directory {directory} cannot be made: {error.strerror}; give another --output-dir"
+        ) from None
+    started = time.perf_counter()
+    console = Console()
+    with console.status("") as status:
+        found = exact_study(known.worlds, status.update if console.is_terminal else print)
+    durable.replace_bytes(directory / "exact.json", (json.dumps(found, indent=1) + "\n").encode())
+    console.print(claims_table(found["claims"]))
+    print(f"figures  {directory / 'exact.json'}")
+    print(f"{time.perf_counter() - started:.0f} s")
+    return OK
+
+
+def _conclude(plan: Plan, directory: Path) -> dict[str, Any]:
     """Write study.json and report.html of what is done, and print the table."""
     from rich.console import Console
 
@@ -250,6 +293,7 @@ def _conclude(plan: Plan, directory: Path) -> None:
     durable.replace_bytes(directory / "study.json", (text + "\n").encode())
     Console().print(summary_table(study))
     print(f"figures  {directory / 'study.json'}")
+    return study
 
 
 class _Progress:

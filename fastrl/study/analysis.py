@@ -82,7 +82,12 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
         "cells": {"planned": len(plan.cells), "measured": len(cells)},
         "models": models,
         "arms": arms,
-        "baselines": [b for c in cells if c.arm == BASELINES for b in _baselines(directory, c)],
+        "baselines": [
+            row
+            for c in cells
+            if c.arm == BASELINES and c.model in base
+            for row in _baselines(directory, c, base[c.model])
+        ],
         "texts": _texts(directory, cells),
         "commands": {
             c.name: f"fastrl study --output-dir {directory} --cell {c.name}" for c in plan.cells
@@ -335,13 +340,15 @@ def _validation(runs: Iterable[RunDirectory]) -> list[dict[str, float]]:
     return found
 
 
-def _baselines(directory: Path, cell: Cell) -> list[dict[str, Any]]:
+def _baselines(directory: Path, cell: Cell, base: Measurements) -> list[dict[str, Any]]:
+    before = base.values[0]["test.accuracy"]
     values, about = files_of(directory, cell).read(LAST)
     return [
         {
             "model": cell.model,
             **row,
             "accuracy": figure(values[f"accuracy.{row['name']}"]),
+            "gain": figure(values[f"accuracy.{row['name']}"] - before),
             "tokens": figure(values[f"tokens.{row['name']}"]),
         }
         for row in about["baselines"]

@@ -23,6 +23,7 @@ from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import check_contradictions
 from fastrl.preparation import placement
 from fastrl.run_directory import RunDirectory
+from fastrl.study.baselines import measured_baselines
 from fastrl.study.measure import Counter, Measured, Policy, Questions, measure
 from fastrl.study.plan import BASE, BASELINES, Cell, Plan, perturbed_path
 from fastrl.tokenizer import load_tokenizer
@@ -110,9 +111,7 @@ def do_cell(
         _measure_base(plan, files, cell, count)
     else:
         assert cell.arm == BASELINES
-        from fastrl.study.baselines import measure_baselines
-
-        measure_baselines(plan, files, cell, count)
+        _measure_baselines(plan, files, cell, count)
     return 0
 
 
@@ -173,6 +172,17 @@ def _measure_base(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> N
     found = measure(policy_of(cell), questions, plan.settings, cell.samples, count, base_of=arms)
     for which in (LAST, BEST):
         files.write(which, found, {"step": 0})
+
+
+def _measure_baselines(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> None:
+    questions = Questions.of(plan.settings, cell.config)
+    values, rows = {}, []
+    for found in measured_baselines(plan, policy_of(cell), questions, count):
+        values[f"accuracy.{found.name}"] = found.accuracy_P
+        values[f"tokens.{found.name}"] = found.tokens_P
+        rows.append({"name": found.name, "label": found.label, **found.about})
+    for which in (LAST, BEST):
+        files.write(which, Measured(values, []), {"baselines": rows})
 
 
 def _measure_run(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> None:

@@ -65,7 +65,7 @@ def claims(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The four claims as the figures of study.json decide them."""
     of = _arms(study)
     return [
-        _decided(
+        decided(
             1,
             "The optimum of sharpening can be unfavourable",
             f"on some model the optimum, and the trained policy, are more than"
@@ -73,7 +73,7 @@ def claims(study: Mapping[str, Any]) -> list[dict[str, Any]]:
             _unfavourable(of),
             some=True,
         ),
-        _decided(
+        decided(
             2,
             "Sharpening is unstable",
             f"on every model over {100 * FLIPPED:g} % more answers change with the words of the"
@@ -82,14 +82,14 @@ def claims(study: Mapping[str, Any]) -> list[dict[str, Any]]:
             [],
             either=_unstable(of),
         ),
-        _decided(
+        decided(
             3,
             "The gains of sharpening are limited",
             f"on every model the best checkpoint gains at least {100 * SHORT:g} points less than"
             " that of task reward",
             _limited(of),
         ),
-        _decided(
+        decided(
             4,
             "A task reward gives robust gains",
             f"on every model the last checkpoint gains more than {100 * ROBUST:g} points, and more"
@@ -168,7 +168,7 @@ def _robust(of: Mapping[str, Mapping[str, Any]]) -> list[Evidence]:
     return found
 
 
-def _decided(
+def decided(
     number: int,
     claim: str,
     threshold: str,
@@ -177,7 +177,10 @@ def _decided(
     some: bool = False,
     either: Sequence[Sequence[Evidence]] = (),
 ) -> dict[str, Any]:
-    """A claim with its evidence; `some`: one model is enough; `either`: one of several kinds."""
+    """A claim with its verdict by its evidence.
+
+    `some`: that of one model is enough; `either`: evidence of several kinds, of which one is.
+    """
     kinds = [list(evidence)] if evidence else [list(kind) for kind in either]
     rows = [e for kind in kinds for e in kind]
     count = max((len(kind) for kind in kinds), default=1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +33,8 @@ def points(figure: Mapping[str, float]) -> str:
 
 def summary_table(study: Mapping[str, Any]) -> Group:
     """Models and arms, a line each, and the claims with their verdicts."""
-    table = Table(title="test split, % and points with 95 % intervals", title_justify="left")
+    title = "test split: % and points, 95 % intervals, nats and tokens a response"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", "accuracy", "gain", "predicted", "KL", "tokens"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for model, found in study["models"].items():
@@ -51,5 +53,16 @@ def summary_table(study: Mapping[str, Any]) -> Group:
                 cells = (percent(row["accuracy"]), points(row["gain"]), "", "")
                 table.add_row(row["label"], *cells, number(row["tokens"]))
         table.add_section()
-    verdicts = [Text(f"({c['number']}) {c['claim']}: {c['verdict']}") for c in study["claims"]]
-    return Group(table, *verdicts)
+    return Group(table, claims_table(study["claims"]))
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> Group:
+    """Each claim with its verdict, and the figures that decided it."""
+    lines = []
+    for claim in claims:
+        words = f"({claim['number']}) {claim['claim']}: {claim['verdict']}"
+        lines.append(Text(words, style="bold"))
+        for e in claim["evidence"]:
+            found = f"{e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]"
+            lines.append(Text(f"    {found}  {e['what']}, {e['model']}: {e['verdict']}"))
+    return Group(*lines)
