@@ -1,0 +1,141 @@
+// Where a plot's points lie: finite points, the ranges of its axes, their ticks.
+//
+// A plot with a logarithmic x axis works on log10(x) throughout; only its ticks and its texts show
+// x itself.
+
+// The points of a series, each {at, x, y, low, high, label}; `at` is x on the axis. A point of a
+// line that has an x but no y stays, as a gap. `lost` counts the points a logarithm has no place for.
+function pointsOf(series, logX) {
+  const points = [];
+  let lost = 0;
+  for (let i = 0; i < series.x.length; i++) {
+    const x = series.x[i];
+    const y = series.y[i];
+    if (x === null) continue;
+    if (logX && x <= 0) {
+      lost += y !== null;
+      continue;
+    }
+    if (y === null && series.mark === "points") continue;
+    const low = series.low[i] ?? null;
+    const high = series.high[i] ?? null;
+    const label = series.labels[i] ?? "";
+    points.push({ at: logX ? Math.log10(x) : x, x, y, low, high, label });
+  }
+  const rising = points.every((point, i) => i === 0 || points[i - 1].at <= point.at);
+  return { points, lost, rising };
+}
+
+function extent(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return low <= high ? [low, high] : null;
+}
+
+function widened([low, high], share) {
+  const width = high - low;
+  if (width <= Math.abs(high) * 1e-12) {
+    const margin = Math.abs(low) * 0.1 || 0.5;
+    return [low - margin, high + margin];
+  }
+  return [low - share * width, high + share * width];
+}
+
+// Shares leave 0 and 100 % by a little only, so that a marker there is whole.
+function withinShares(range, values) {
+  if (values[0] < 0 || values[1] > 1) return range;
+  return [Math.max(range[0], -0.03), Math.min(range[1], 1.03)];
+}
+
+function fullView(block, shown, intervals) {
+  const xs = [];
+  const ys = block.reference_lines.map(([, y]) => y).filter((y) => y !== null);
+  for (const { points } of shown) {
+    for (const { at, y, low, high } of points) {
+      xs.push(at);
+      if (y !== null) ys.push(y);
+      if (intervals && low !== null && high !== null) ys.push(low, high);
+    }
+  }
+  for (const [x] of block.x_ticks ?? []) xs.push(x);
+  const xExtent = extent(xs) ?? [0, 1];
+  const yExtent = extent(ys) ?? [0, 1];
+  let x = widened(xExtent, shown.some((s) => s.series.mark === "points") ? 0.04 : 0.012);
+  if (block.x_ticks) x = [xExtent[0] - 0.5, xExtent[1] + 0.5];
+  else if (block.x_percent) x = withinShares(x, xExtent);
+  let y = widened(yExtent, 0.06);
+  if (block.y_percent) y = withinShares(y, yExtent);
+  y = [block.y_range[0] ?? y[0], block.y_range[1] ?? y[1]];
+  return { x, y: y[0] < y[1] ? y : widened([y[0], y[0]], 0) };
+}
+
+// The number of places that writes all multiples of a step: 2 for 0.25.
+function placesOf(step) {
+  for (let places = 0; places < 12; places++) {
+    const scaled = step * 10 ** places;
+    if (Math.abs(scaled - Math.round(scaled)) < 1e-6 * Math.max(1, scaled)) return places;
+  }
+  return 12;
+}
+
+function tickTexts(values, percent) {
+  const scale = percent ? 100 : 1;
+  const step = values.length > 1 ? (values[1] - values[0]) * scale : 1;
+  const top = Math.max(...values.map((v) => Math.abs(v * scale)), 0);
+  if (!percent && top > 0 && (top >= 1e13 || top < 1e-4)) return values.map((v) => numberText(v, 3));
+  const [unit, letter] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]].find(
+    ([size]) => !percent && top >= size) ?? [1, ""];
+  const size = letter === "k" ? 1e3 : unit;
+  const places = placesOf(Math.abs(step) / size);
+  return values.map((v) => {
+    const text = ((v * scale) / size).toFixed(places).replace(/^-/, MINUS);
+    return /^\u22120(\.0*)?$/.test(text) || v === 0 ? "0" + (percent ? " %" : "")
+      : text + letter + (percent ? " %" : "");
+  });
+}
+
+// Ticks of a logarithmic axis from 10^low to 10^high, where `room` labels fit: {at, text} each.
+function logTicks(low, high, room) {
+  const decades = [];
+  for (let e = Math.ceil(low - 1e-9); e <= high + 1e-9; e++) decades.push(e);
+  if (decades.length > Math.max(2, room / 2)) {
+    const every = Math.ceil(decades.length / Math.max(2, room));
+    return decades.filter((e) => e % every === 0).map((e) => ({ at: e, text: decadeText(e) }));
+  }
+  const ticks = [];
+  for (const heads of [[1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]]) {
+    ticks.length = 0;
+    for (let e = Math.floor(low); e <= high; e++) {
+      for (const head of heads) {
+        const at = e + Math.log10(head);
+        if (at >= low && at <= high) ticks.push({ at, text: numberText(head * 10 ** e, 3) });
+      }
+    }
+    if (ticks.length >= 2) break;
+  }
+  if (ticks.length >= 2) {
+    if (ticks.length <= room) return ticks;
+    const every = Math.ceil(ticks.length / room);
+    return ticks.filter((_, i) => i % every === 0);
+  }
+  // within a decade: the ticks of a plain axis
+  const [from, to] = [10 ** low, 10 ** high];
+  const step = niceStep((to - from) / Math.max(2, room));
+  const values = [];
+  for (let v = Math.ceil(from / step) * step; v <= to; v += step) values.push(v);
+  const texts = tickTexts(values, false);
+  return values.map((v, i) => ({ at: Math.log10(v), text: texts[i] }));
+}
+
+function decadeText(exponent) {
+  return exponent >= -3 && exponent <= 4 ? numberText(10 ** exponent) : powerOfTen(exponent);
+}
+
+function niceStep(atLeast) {
+  const power = 10 ** Math.floor(Math.log10(atLeast));
+  return [1, 2, 5, 10].map((m) => m * power).find((step) => step >= atLeast * 0.999);
+}
