@@ -1,7 +1,8 @@
 // Series on uPlot's canvas. uPlot draws axes and grid; bands, lines, bars and markers are ours,
 // since series have their own x, intervals and shapes.
 
-const MARKER_EVERY = 90; // CSS pixels between the markers of a line
+const MARKER_EVERY = 90; // CSS pixels between the markers of a line of many points
+const MANY = 40;
 const MARKER_SIZE = 3.6;
 
 // What maps a point to canvas pixels; both scales of the plot are linear.
@@ -24,7 +25,6 @@ function drawPlot(u, block, shown, intervals) {
   ctx.beginPath();
   ctx.rect(left, top, width, height);
   ctx.clip();
-  if (block.diagonal) drawDiagonal(u, block, to, ratio);
   drawReferenceLines(u, block, to, ratio);
   for (const one of shown) {
     if (intervals && one.series.mark !== "points") drawBand(ctx, one, to);
@@ -33,6 +33,8 @@ function drawPlot(u, block, shown, intervals) {
     if (one.series.mark === "points") drawPoints(ctx, one, to, ratio, intervals);
     else drawLine(ctx, one, to, ratio);
   }
+  // on top: a cloud of points about the diagonal would hide it
+  if (block.diagonal) drawDiagonal(u, block, to, ratio);
   drawReferenceNames(u, block, to, ratio);
   ctx.restore();
 }
@@ -45,7 +47,7 @@ function drawDiagonal(u, block, to, ratio) {
     const at = min + ((max - min) * i) / 100;
     ctx.lineTo(to.x(at), to.y(block.log_x ? 10 ** at : at));
   }
-  ctx.strokeStyle = theme.muted;
+  ctx.strokeStyle = theme.ink;
   ctx.lineWidth = ratio;
   ctx.setLineDash([4 * ratio, 4 * ratio]);
   ctx.stroke();
@@ -67,7 +69,7 @@ function drawReferenceLines(u, block, to, ratio) {
   ctx.setLineDash([]);
 }
 
-// Names above their lines, at the right; one that would touch the name before it goes to the left.
+// Names above their lines, at the right; of two lines that are close, the lower has its below.
 function drawReferenceNames(u, block, to, ratio) {
   const { ctx } = u;
   const size = 11 * ratio;
@@ -75,15 +77,12 @@ function drawReferenceNames(u, block, to, ratio) {
   ctx.textBaseline = "alphabetic";
   ctx.lineJoin = "round";
   const lines = block.reference_lines.filter(([, y]) => y !== null).map(([name, y]) => [name, to.y(y)]);
-  let previous = -Infinity;
-  let atRight = true;
+  ctx.textAlign = "right";
+  const x = u.bbox.left + u.bbox.width - 5 * ratio;
+  let previous = u.bbox.top;
   for (const [name, y] of lines.sort((a, b) => a[1] - b[1])) {
-    atRight = y - previous < size * 1.3 ? !atRight : true;
-    previous = y;
-    ctx.textAlign = atRight ? "right" : "left";
-    const x = atRight ? u.bbox.left + u.bbox.width - 5 * ratio : u.bbox.left + 5 * ratio;
-    // below its line where there is no room above
-    const base = y - u.bbox.top < size * 1.4 ? y + size * 1.1 : y - 4 * ratio;
+    const base = y - previous < size * 1.4 ? y + size * 1.1 : y - 4 * ratio;
+    previous = Math.max(y, base);
     ctx.strokeStyle = theme.surface;
     ctx.lineWidth = 4 * ratio;
     ctx.strokeText(name, x, base);
@@ -115,7 +114,8 @@ function drawBand(ctx, { points, look }, to) {
 
 function drawLine(ctx, { points, look }, to, ratio) {
   ctx.strokeStyle = theme.colours[look.colour];
-  ctx.lineWidth = look.width * ratio;
+  // a line of many points is mostly noise, which a thin line shows better
+  ctx.lineWidth = Math.min(look.width, points.length > 250 ? 1.3 : 2) * ratio;
   ctx.lineJoin = "round";
   ctx.setLineDash(look.dash.map((length) => length * ratio));
   ctx.beginPath();
@@ -132,20 +132,20 @@ function drawLine(ctx, { points, look }, to, ratio) {
   }
   ctx.stroke();
   ctx.setLineDash([]);
+  const every = (points.length > MANY ? MARKER_EVERY : 9) * ratio;
   let last = null;
   for (const { at, y } of points) {
     if (y === null) continue;
     const place = [to.x(at), to.y(y)];
-    const far = last === null ||
-      Math.hypot(place[0] - last[0], place[1] - last[1]) >= MARKER_EVERY * ratio;
+    const far = last === null || Math.hypot(place[0] - last[0], place[1] - last[1]) >= every;
     if (!far) continue;
     drawMarker(ctx, look, place[0], place[1], ratio);
     last = place;
   }
 }
 
-function drawMarker(ctx, look, x, y, ratio) {
-  const size = MARKER_SIZE * ratio;
+function drawMarker(ctx, look, x, y, ratio, share = 1) {
+  const size = MARKER_SIZE * share * ratio;
   ctx.save();
   ctx.translate(x, y);
   ctx.scale(size, size);
@@ -176,7 +176,8 @@ function drawPoints(ctx, { points, look }, to, ratio, intervals) {
     ctx.stroke();
   }
   // many points over one another still show where they are dense
-  ctx.globalAlpha = points.length > 400 ? 0.55 : 1;
-  for (const { at, y } of points) drawMarker(ctx, look, to.x(at), to.y(y), ratio);
+  const many = points.length > 400;
+  ctx.globalAlpha = many ? 0.55 : 1;
+  for (const { at, y } of points) drawMarker(ctx, look, to.x(at), to.y(y), ratio, many ? 0.7 : 1);
   ctx.globalAlpha = 1;
 }

@@ -36,13 +36,15 @@ function pointsAt(state, u, left, top) {
   const alongX = byX.map((one) => nearest(one, to, left, null, Infinity)).filter(Boolean);
   const closest = alongX.reduce((a, b) => (a && a.distance <= b.distance ? a : b), null);
   const x = closest ? to.x(closest.point.at) : 0;
-  const together = alongX.filter(({ point }) => Math.abs(to.x(point.at) - x) <= NEAR / 2);
-  return { found: [...inPlane, ...together], to, x: (inPlane[0] ?? closest)?.point.x };
+  const together = alongX.filter(({ point }) => point.x === closest.point.x ||
+    (!block.x_ticks && Math.abs(to.x(point.at) - x) <= NEAR / 2));
+  return { found: [...together, ...inPlane], to, x: (closest ?? inPlane[0])?.point.x };
 }
 
 function valueText(block, { y, low, high }) {
   if (low === null || high === null) return yText(block, y);
-  return `${yText(block, y)} [${yText(block, low)}, ${yText(block, high)}]`;
+  const scale = block.y_percent ? 100 : 1;
+  return `${yText(block, y)} [${numberText(low * scale)}, ${numberText(high * scale)}]`;
 }
 
 const ROWS_SHOWN = 14;
@@ -105,21 +107,20 @@ function listenForKeys(state) {
     const { u, block } = state;
     const places = new Set();
     for (const { points } of shownOf(state)) {
-      for (const { at, y } of points) {
-        if (y !== null && at >= u.scales.x.min && at <= u.scales.x.max) places.add(at);
+      for (const { at, x, y } of points) {
+        if (y !== null && at >= u.scales.x.min && at <= u.scales.x.max) places.add(x);
       }
     }
     const sorted = [...places].sort((a, b) => a - b);
     if (sorted.length === 0) return;
     const next = state.keyed < 0 && direction < 0 ? sorted.length - 1 : state.keyed + direction;
     const index = Math.max(0, Math.min(sorted.length - 1, next));
-    const onAxis = sorted[index];
+    const x = sorted[index];
     const found = shownOf(state).flatMap((one) => one.points
-      .filter((p) => p.at === onAxis && p.y !== null).map((point) => ({ one, point })));
-    const left = u.valToPos(onAxis, "x");
+      .filter((p) => p.x === x && p.y !== null).map((point) => ({ one, point })));
+    const left = u.valToPos(found[0].point.at, "x");
     const top = u.valToPos(found[0].point.y, "y");
     const { to } = pointsAt(state, u, left, top);
-    const { x } = found[0].point;
     showTip(state, { found, to, x }, left, top);
     state.keyed = index;
     spoken.textContent = `${xText(block, x)}: ` + found.slice(0, ROWS_SHOWN)

@@ -2,7 +2,7 @@
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 const TICK_FONT = `12px ${FONT}`;
-const MAX_TICK_NAME = 24; // characters of a category's name on the axis; hovering gives all of it
+const MAX_TICK_NAME = 22; // characters of a line of a category's name; hovering gives all of it
 const NEAR = 14; // CSS pixels within which a point counts as under the pointer
 const plots = [];
 
@@ -10,6 +10,7 @@ function plotElement(block) {
   const looks = looksOf(block.series);
   const all = block.series.map((series, i) => (
     { series, look: looks[i], hidden: false, ...pointsOf(series, block.log_x) }));
+  spread(block, all);
   const state = { block, all, intervals: true, zoom: null, u: null, keyed: -1, left: null };
   const area = element("div", {
     class: "plot-area", tabindex: 0, role: "group", "aria-roledescription": "plot",
@@ -125,7 +126,7 @@ function startPlot(state) {
   const none = { show: false };
   const options = {
     ...sizeOf(state),
-    padding: [10, 14, 2, 4],
+    padding: [10, 14, 2, paddingLeft(block)],
     legend: none,
     cursor: {
       points: none, y: block.series.some((s) => s.mark === "points"),
@@ -137,7 +138,7 @@ function startPlot(state) {
     },
     series: [{}, { scale: "y", points: none }],
     axes: [
-      { ...axis, ...xAxis(block), ticks: { ...line, size: 5 } },
+      { ...axis, ...xAxis(state), ticks: { ...line, size: 5 } },
       {
         ...axis, ticks: none, space: 38, gap: 7,
         values: (u, values) => tickTexts(values, block.y_percent),
@@ -158,6 +159,11 @@ function startPlot(state) {
   applyView(state);
   new ResizeObserver(() => resize(state)).observe(area);
 }
+
+const X_AXIS_SIZE = 30;
+const SLANT = 40; // degrees
+const SLANT_SINE = Math.sin((SLANT * Math.PI) / 180);
+const SLANT_COSINE = Math.cos((SLANT * Math.PI) / 180);
 
 let printWidth = null; // CSS pixels while the page is printed
 
@@ -180,28 +186,67 @@ function widest(texts) {
   return Math.ceil(Math.max(0, ...texts.map((text) => measuring.measureText(text).width)));
 }
 
-function xAxis(block) {
-  const roomFor = (u, width) => Math.max(2, Math.floor(u.bbox.width / uPlot.pxRatio / width));
+function xAxis({ block, all }) {
   if (block.log_x) {
-    const ticks = (u, low, high) => logTicks(low, high, roomFor(u, 52));
+    const xs = all.flatMap(({ points }) => points.map(({ x }) => x));
+    const ofTwo = xs.every((x) => Number.isInteger(Math.log2(x)));
+    const room = (u) => Math.max(2, Math.floor(u.bbox.width / uPlot.pxRatio / 42));
+    const ticks = (u, low, high) => logTicks(low, high, room(u), ofTwo);
     return {
+      size: X_AXIS_SIZE,
       splits: (u, i, low, high) => ticks(u, low, high).map(({ at }) => at),
       values: (u) => ticks(u, u.scales.x.min, u.scales.x.max).map(({ text }) => text),
     };
   }
-  if (!block.x_ticks) return { space: 60, values: (u, values) => tickTexts(values, block.x_percent) };
-  const places = [...block.x_ticks].sort((a, b) => a[0] - b[0]);
-  const names = new Map(places.map(([at, name]) => (
-    [at, name.length > MAX_TICK_NAME ? `${name.slice(0, MAX_TICK_NAME - 1)}\u2026` : name])));
-  const longest = widest([...names.values()]);
-  // names lie flat where each has its room, and slant where not
-  const slanted = (u, count) => longest + 10 > u.width * 0.9 / Math.max(1, count);
+  if (!block.x_ticks) {
+    const values = (u, values) => tickTexts(values, block.x_percent);
+    return { size: X_AXIS_SIZE, space: 60, values };
+  }
+  const at = (low, high) => placesOfNames(block).filter((x) => x >= low && x <= high);
+  const names = new Map(block.x_ticks);
+  const shown = (u) => at(u.scales.x.min, u.scales.x.max).map((x) => names.get(x));
+  // names lie flat, of up to three lines, where each has its room, and slant where not
+  const flat = (u) => {
+    const room = ((u.width - 60) / Math.max(1, shown(u).length)) - 8;
+    const lines = shown(u).map((name) => wrapped(name, room));
+    return lines.every((texts) => texts.length <= 3 && widest(texts) <= room) ? lines : null;
+  };
+  const slantedSize = (u) => 18 + Math.ceil(widest(shown(u).map(shortened)) * SLANT_SINE);
   return {
-    splits: (u, i, low, high) => places.map(([at]) => at).filter((at) => at >= low && at <= high),
-    values: (u, values) => values.map((at) => names.get(at)),
-    rotate: (u, values) => (slanted(u, values.length) ? -40 : 0),
-    size: (u, values) => (values && slanted(u, values.length) ? 24 + Math.ceil(longest * 0.66) : 34),
+    splits: (u, i, low, high) => at(low, high),
+    values: (u) => (flat(u)?.map((texts) => texts.join("\n")) ?? shown(u).map(shortened)),
+    rotate: (u) => (flat(u) ? 0 : SLANT),
+    size: (u) => (flat(u) ? 14 + 18 * Math.max(1, ...flat(u).map((t) => t.length)) : slantedSize(u)),
     grid: { show: false },
+  };
+}
+
+const placesOfNames = (block) => block.x_ticks.map(([at]) => at).sort((a, b) => a - b);
+const shortened = (name) => (
+  name.length > MAX_TICK_NAME ? `${name.slice(0, MAX_TICK_NAME - 1)}\u2026` : name);
+
+// A name in lines of at most so many pixels, parted at its spaces.
+function wrapped(name, room) {
+  const lines = [];
+  for (const word of name.split(" ")) {
+    const longer = lines.length > 0 ? `${lines.at(-1)} ${word}` : word;
+    if (lines.length > 0 && widest([longer]) <= room) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
+// Slanting names begin left of their places, the first of them left of the axis.
+function paddingLeft(block) {
+  if (!block.x_ticks) return 4;
+  return (u) => {
+    if (!u.axes[0].rotate(u)) return 4;
+    const names = new Map(block.x_ticks);
+    const places = placesOfNames(block);
+    const column = (u.width - 60) / Math.max(1, places.length);
+    const over = places.map((at, i) => (
+      widest([shortened(names.get(at))]) * SLANT_COSINE - (i + 0.5) * column - 44));
+    return Math.max(4, ...over);
   };
 }
 

@@ -3,8 +3,8 @@
 // A plot with a logarithmic x axis works on log10(x) throughout; only its ticks and its texts show
 // x itself.
 
-// The points of a series, each {at, x, y, low, high, label}; `at` is x on the axis. A point of a
-// line that has an x but no y stays, as a gap. `lost` counts the points a logarithm has no place for.
+// The points of a series, each {at, x, y, low, high, label}; `at` is the place on the axis, of which
+// x is the value. A point of a line that has an x but no y stays, as a gap. `lost` counts the points a logarithm has no place for.
 function pointsOf(series, logX) {
   const points = [];
   let lost = 0;
@@ -24,6 +24,15 @@ function pointsOf(series, logX) {
   }
   const rising = points.every((point, i) => i === 0 || points[i - 1].at <= point.at);
   return { points, lost, rising };
+}
+
+// Over categories, points of several series stand beside one another, not on one another.
+function spread(block, all) {
+  const beside = all.filter(({ series }) => block.x_ticks && series.mark === "points");
+  const apart = Math.min(0.14, 0.7 / Math.max(1, beside.length));
+  beside.forEach(({ points }, i) => {
+    for (const point of points) point.at += (i - (beside.length - 1) / 2) * apart;
+  });
 }
 
 function extent(values) {
@@ -99,28 +108,26 @@ function tickTexts(values, percent) {
 }
 
 // Ticks of a logarithmic axis from 10^low to 10^high, where `room` labels fit: {at, text} each.
-function logTicks(low, high, room) {
-  const decades = [];
-  for (let e = Math.ceil(low - 1e-9); e <= high + 1e-9; e++) decades.push(e);
-  if (decades.length > Math.max(2, room / 2)) {
-    const every = Math.ceil(decades.length / Math.max(2, room));
-    return decades.filter((e) => e % every === 0).map((e) => ({ at: e, text: decadeText(e) }));
-  }
-  const ticks = [];
-  for (const heads of [[1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]]) {
-    ticks.length = 0;
+// Where all x are powers of two, so are the ticks.
+function logTicks(low, high, room, ofTwo) {
+  const base = ofTwo ? 2 : 10;
+  const unit = Math.log10(base);
+  const powers = [];
+  for (let e = Math.ceil(low / unit - 1e-9); e <= high / unit + 1e-9; e++) powers.push(e);
+  for (const heads of ofTwo ? [] : [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 5], [1, 3]]) {
+    const ticks = [];
     for (let e = Math.floor(low); e <= high; e++) {
       for (const head of heads) {
         const at = e + Math.log10(head);
         if (at >= low && at <= high) ticks.push({ at, text: numberText(head * 10 ** e, 3) });
       }
     }
-    if (ticks.length >= 2) break;
+    if (ticks.length >= 2 && ticks.length <= room) return ticks;
   }
-  if (ticks.length >= 2) {
-    if (ticks.length <= room) return ticks;
-    const every = Math.ceil(ticks.length / room);
-    return ticks.filter((_, i) => i % every === 0);
+  if (powers.length >= 2) {
+    const every = Math.ceil(powers.length / room);
+    return powers.filter((e) => e % every === 0).map((e) => (
+      { at: e * unit, text: ofTwo ? numberText(2 ** e) : decadeText(e) }));
   }
   // within a decade: the ticks of a plain axis
   const [from, to] = [10 ** low, 10 ** high];

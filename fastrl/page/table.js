@@ -1,6 +1,7 @@
 // Tables that are sorted by a click on a heading.
 
 const ROWS_AT_FIRST = 200;
+const LONG = 24; // characters above which a cell may have several lines
 // a number alone, or before a sign or a unit: "81.2", "0.4 [0.3, 0.5]", "12 s", but no date
 const LEADING_NUMBER = /^\s*([-+\u2212]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*(?:$|[[(%\u00b1a-z])/i;
 const words = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
@@ -85,8 +86,11 @@ function tableElement(block) {
   function fill() {
     const visible = order.filter((row) => !hiddenGroups.has(block.row_groups[row] ?? ""));
     const rows = visible.slice(0, limit).map((row) => element("tr", {},
-      ...block.rows[row].map((cell, i) => element(
-        "td", { class: columns[i].isNumber ? "number" : null }, columns[i].text(cell)))));
+      ...block.rows[row].map((cell, i) => {
+        const text = columns[i].text(cell);
+        const size = text.length > LONG ? "long" : "short";
+        return element("td", { class: columns[i].isNumber ? "number" : size }, text);
+      })));
     body.replaceChildren(...rows);
     all.hidden = visible.length <= limit;
     all.textContent = `Show all ${visible.length} rows`;
