@@ -46,7 +46,9 @@ class Series:
                     f"give one a point, or none"
                 )
         if len(self.low) != len(self.high):
-            raise ValueError(f"series {self.name!r} has one end of its intervals; give both or none")
+            raise ValueError(
+                f"series {self.name!r} has one end of its intervals; give both or none"
+            )
 
 
 @dataclass(frozen=True)

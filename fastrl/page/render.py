@@ -25,8 +25,8 @@ from fastrl.page.blocks import Page, Plot, Samples, Table
 
 STYLES = ("vendor/uPlot.min.css", "page.css")
 # one scope: what a later file uses, an earlier one declares
-SCRIPTS = ("elements.js", "style.js", "ranges.js", "drawing.js", "plot.js", "hover.js", "table.js")
-SCRIPTS += ("cards.js", "samples.js", "page.js")
+SCRIPTS: tuple[str, ...] = ("elements.js", "style.js", "ranges.js", "drawing.js", "plot.js")
+SCRIPTS += ("hover.js", "table.js", "cards.js", "samples.js", "page.js")
 # what could end a script or start markup, in any text of the JSON
 ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&"})
 NO_SCRIPT = (
