@@ -226,11 +226,15 @@ def luminance(colour):
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_have_the_contrast_of_wcag_2(scheme):
+def colours_of(scheme):
     source = (FOLDER / "page.css").read_text(encoding="utf-8")
     block = re.findall(r"^:root.*?\{(.*?)^\}", source, re.M | re.S)[scheme == "dark"]
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_have_the_contrast_of_wcag_2(scheme):
+    colours = colours_of(scheme)
     for name, colour in colours.items():
         for ground in ("surface", "raised"):
             light, dark = sorted((luminance(colour), luminance(colours[ground])), reverse=True)
@@ -240,3 +244,31 @@ def test_colours_have_the_contrast_of_wcag_2(scheme):
             elif name in ("ink", "muted", "accent", "right", "wrong", "open"):
                 assert contrast >= 4.5, (name, contrast)  # text
     assert len([name for name in colours if name.startswith("series")]) == 8
+
+
+# linear RGB as eyes without red, green or blue cones have it: Machado, Oliveira, Fernandes 2009
+EYES = {
+    "all": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+               [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                 [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+# linear RGB to Oklab: https://bottosson.github.io/posts/oklab
+TO_CONES = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+TO_OKLAB = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("eyes", EYES)
+def test_colours_of_series_differ_to_every_kind_of_eye(scheme, eyes):
+    found = [c for name, c in colours_of(scheme).items() if name.startswith("series")]
+    parts = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in found])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(EYES[eyes]), 0, 1)
+    places = np.cbrt(seen @ np.transpose(TO_CONES)) @ np.transpose(TO_OKLAB)
+    apart = np.linalg.norm(places[:, None] - places, axis=-1) + np.eye(8)
+    # 0.02 is just seen side by side; the first four are the groups of most pages
+    assert apart[:4, :4].min() > 0.11 and apart.min() > 0.045

@@ -1,11 +1,14 @@
 // What a plot says of the points under the pointer, a finger or the arrow keys.
 
-// The nearest point with a y, by distance along x alone or in the plane; at most `reach` away.
-function nearest(one, to, x, y, reach) {
+const isWithin = (value, scale) => value >= scale.min && value <= scale.max;
+
+// The nearest point in view, by distance along x alone or in the plane; at most `reach` away.
+function nearest(one, { scales }, to, x, y, reach) {
   let best = null;
   let bestDistance = reach;
   for (const point of one.points) {
-    if (point.y === null) continue;
+    if (point.y === null || !isWithin(point.at, scales.x)) continue;
+    if (y !== null && !isWithin(point.y, scales.y)) continue;
     const dx = to.x(point.at) - x;
     const distance = y === null ? Math.abs(dx) : Math.hypot(dx, to.y(point.y) - y);
     if (distance <= bestDistance && (best === null || distance < bestDistance)) {
@@ -31,9 +34,9 @@ function pointsAt(state, u, left, top) {
   const byX = shown.filter((one) => isReadByX(block, one));
   const others = shown.filter((one) => !isReadByX(block, one));
   const reach = byX.length > 0 ? NEAR : 60;
-  const inPlane = others.map((one) => nearest(one, to, left, top, reach)).filter(Boolean)
+  const inPlane = others.map((one) => nearest(one, u, to, left, top, reach)).filter(Boolean)
     .sort((a, b) => a.distance - b.distance).slice(0, 1);
-  const alongX = byX.map((one) => nearest(one, to, left, null, Infinity)).filter(Boolean);
+  const alongX = byX.map((one) => nearest(one, u, to, left, null, Infinity)).filter(Boolean);
   const closest = alongX.reduce((a, b) => (a && a.distance <= b.distance ? a : b), null);
   const x = closest ? to.x(closest.point.at) : 0;
   const together = alongX.filter(({ point }) => point.x === closest.point.x ||
@@ -75,6 +78,7 @@ function showTip(state, { found, to, x }, left, top) {
     element("table", {}, element("tbody", {}, ...rows)),
     ...(more > 0 ? [element("p", {}, `and ${more} more`)] : []));
   for (const { one, point } of found) {
+    if (!isWithin(point.y, u.scales.y)) continue;
     const dot = element("div", { class: `dot series-${one.look.colour}` });
     dot.style.transform = `translate(${to.x(point.at)}px, ${to.y(point.y)}px)`;
     u.over.append(dot);
@@ -108,7 +112,7 @@ function listenForKeys(state) {
     const places = new Set();
     for (const { points } of shownOf(state)) {
       for (const { at, x, y } of points) {
-        if (y !== null && at >= u.scales.x.min && at <= u.scales.x.max) places.add(x);
+        if (y !== null && isWithin(at, u.scales.x)) places.add(x);
       }
     }
     const sorted = [...places].sort((a, b) => a - b);

@@ -126,7 +126,7 @@ function startPlot(state) {
   const none = { show: false };
   const options = {
     ...sizeOf(state),
-    padding: [10, 14, 2, paddingLeft(block)],
+    padding: [10, 20, 2, paddingLeft(block)],
     legend: none,
     cursor: {
       points: none, y: block.series.some((s) => s.mark === "points"),

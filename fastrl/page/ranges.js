@@ -86,7 +86,7 @@ function fullView(block, shown, intervals) {
 function placesOf(step) {
   for (let places = 0; places < 12; places++) {
     const scaled = step * 10 ** places;
-    if (Math.abs(scaled - Math.round(scaled)) < 1e-6 * Math.max(1, scaled)) return places;
+    if (scaled > 0.5 && Math.abs(scaled - Math.round(scaled)) < 1e-6 * scaled) return places;
   }
   return 12;
 }
@@ -96,14 +96,14 @@ function tickTexts(values, percent) {
   const step = values.length > 1 ? (values[1] - values[0]) * scale : 1;
   const top = Math.max(...values.map((v) => Math.abs(v * scale)), 0);
   if (!percent && top > 0 && (top >= 1e13 || top < 1e-4)) return values.map((v) => numberText(v, 3));
-  const [unit, letter] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]].find(
-    ([size]) => !percent && top >= size) ?? [1, ""];
-  const size = letter === "k" ? 1e3 : unit;
+  // a unit that leaves the ticks at most two places, and is not for numbers below 10 k
+  const [size, letter] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([unit]) => (
+    !percent && top >= Math.max(unit, 1e4) && Math.abs(step) >= unit * 0.00999)) ?? [1, ""];
   const places = placesOf(Math.abs(step) / size);
   return values.map((v) => {
-    const text = ((v * scale) / size).toFixed(places).replace(/^-/, MINUS);
-    return /^\u22120(\.0*)?$/.test(text) || v === 0 ? "0" + (percent ? " %" : "")
-      : text + letter + (percent ? " %" : "");
+    const text = groupThousands(((v * scale) / size).toFixed(places));
+    if (/^\u2212?0(\.0*)?$/.test(text)) return percent ? "0 %" : "0";
+    return text + letter + (percent ? " %" : "");
   });
 }
 

@@ -8,8 +8,8 @@ const MARKERS = [
   "M0-1.15L1.1.85H-1.1Z",
   "M0-1.3L1.1 0L0 1.3L-1.1 0Z",
   "M0 1.15L1.1-.85H-1.1Z",
-  "M-.4-1.2H.4V-.4H1.2V.4H.4V1.2H-.4V.4H-1.2V-.4H-.4Z",
-  "M0-1.35L.4-.4L1.35 0L.4.4L0 1.35L-.4.4L-1.35 0L-.4-.4Z",
+  "M-.45-1.3H.45V-.45H1.3V.45H.45V1.3H-.45V.45H-1.3V-.45H-.45Z",
+  "M0-1.7L.55-.55L1.7 0L.55.55L0 1.7L-.55.55L-1.7 0L-.55-.55Z",
 ];
 const markerPaths = MARKERS.map((shape) => new Path2D(shape));
 // of the first, second and third series of one look in one plot
