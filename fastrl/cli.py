@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from fastrl import __version__, config
 from fastrl.cli_bench import add_bench, bench_command
 from fastrl.cli_run import run_to_end, warn
-from fastrl.cli_study import add_study, study_command
+from fastrl.cli_study import add_report, add_study, report_command, study_command
 from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.distributed import World, joined
 from fastrl.errors import Failure, UsageError, check_folders
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add(commands, "sample", sample_command, "responses of a model to prompts", add_sample)
     _add(commands, "grade", grade_command, "grade the predictions in a JSONL file", add_grade)
     _add(commands, "study", study_command, "the regimes side by side, with baselines", add_study)
+    _add(commands, "report", report_command, "runs and studies as one HTML file", add_report)
     _add(commands, "bench", bench_command, "time kernels, sampler and grader", add_bench)
     _add(
         commands,

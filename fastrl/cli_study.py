@@ -1,4 +1,4 @@
-"""`fastrl study`: its arguments, its progress, and what it prints at the end."""
+"""`fastrl study` and `fastrl report`: arguments, progress, and what is printed at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrl import config, durable
-from fastrl.errors import UsageError
+from fastrl.errors import UsageError, check_folders
 from fastrl.exit_codes import FAILED, OK, STOPPED
 
 if TYPE_CHECKING:
@@ -91,6 +91,23 @@ def study_command(known: argparse.Namespace, rest: list[str]) -> int:
             f"the directory {directory} cannot be made: {error.strerror}; give another --output-dir"
         ) from None
     return _conduct(plan, directory, known)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="RUN_OR_STUDY")
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE.html", help="default: %(default)s"
+    )
+
+
+def report_command(known: argparse.Namespace, rest: list[str]) -> int:
+    """fastrl report: runs and studies as one HTML file."""
+    check_folders(known.out)
+    from fastrl.report import write_report
+
+    write_report(known.paths, Path(known.out))
+    print(known.out)
+    return OK
 
 
 def _given(known: argparse.Namespace) -> dict[str, Any]:
@@ -256,6 +273,7 @@ def _exact(directory: Path, known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl study --exact: exact.json, and the claims."""
     from rich.console import Console
 
+    from fastrl.report import write_report
     from fastrl.study.exact import exact_study
     from fastrl.study.tables import claims_table
 
@@ -276,7 +294,9 @@ def _exact(directory: Path, known: argparse.Namespace, rest: list[str]) -> int:
         found = exact_study(known.worlds, status.update if console.is_terminal else print)
     durable.replace_bytes(directory / "exact.json", (json.dumps(found, indent=1) + "\n").encode())
     console.print(claims_table(found["claims"]))
+    write_report([directory], directory / "report.html")
     print(f"figures  {directory / 'exact.json'}")
+    print(f"report   {directory / 'report.html'}")
     print(f"{time.perf_counter() - started:.0f} s")
     return OK
 
@@ -285,6 +305,7 @@ def _conclude(plan: Plan, directory: Path) -> dict[str, Any]:
     """Write study.json and report.html of what is done, and print the table."""
     from rich.console import Console
 
+    from fastrl.report import write_report
     from fastrl.study.analysis import analyse
     from fastrl.study.tables import summary_table
 
@@ -292,7 +313,9 @@ def _conclude(plan: Plan, directory: Path) -> dict[str, Any]:
     text = json.dumps(study, indent=1, allow_nan=False)
     durable.replace_bytes(directory / "study.json", (text + "\n").encode())
     Console().print(summary_table(study))
+    write_report([directory], directory / "report.html")
     print(f"figures  {directory / 'study.json'}")
+    print(f"report   {directory / 'report.html'}")
     return study
 
 
