@@ -146,6 +146,8 @@ def test_the_vendored_files_are_those_that_are_named():
     }
     del found["README.md"]
     assert sums == found and len(found) == 3
+    licence = (FOLDER / "vendor" / "LICENSE-uPlot").read_text(encoding="utf-8")
+    assert licence in render(page_of())
 
 
 def test_what_is_no_finite_number_is_no_value():

@@ -43,7 +43,9 @@ def render(page: Page) -> str:
     _check_groups(page)
     style = "\n".join(_resource(name) for name in STYLES)
     own = "\n".join(_resource(name) for name in SCRIPTS)
-    scripts = [_resource("vendor/uPlot.iife.min.js"), f'(() => {{\n"use strict";\n{own}}})();\n']
+    # its licence goes with every copy
+    uplot = f"/*\n{_resource('vendor/LICENSE-uPlot')}*/\n{_resource('vendor/uPlot.iife.min.js')}"
+    scripts = [uplot, f'(() => {{\n"use strict";\n{own}}})();\n']
     for source in scripts:
         assert "</script" not in source and "<!--" not in source
     assert "</style" not in style
