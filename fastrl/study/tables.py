@@ -43,10 +43,11 @@ def summary_table(study: Mapping[str, Any]) -> Group:
         for row in study["arms"]:
             if row["model"] == model:
                 last = row["last"]
-                predicted = row["predicted"]["gain"]["mean"]
+                predicted = row["predicted"]["gain"]["mean"] if "predicted" in row else None
                 table.add_row(
                     row["arm"], percent(last["accuracy"]), points(last["gain"]),
-                    f"{100 * predicted:+.1f}", f"{last['kl']['mean']:.2f}", number(last["length"]),
+                    "" if predicted is None else f"{100 * predicted:+.1f}",
+                    f"{last['kl']['mean']:.2f}", number(last["length"]),
                 )  # fmt: skip
         for row in study["baselines"]:
             if row["model"] == model:
