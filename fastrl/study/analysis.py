@@ -20,7 +20,7 @@ from fastrl.environment import describe
 from fastrl.objectives import Objective, check_contradictions
 from fastrl.run_directory import RunDirectory, command
 from fastrl.statistics import estimate
-from fastrl.study.cell import BEST, LAST, files_of
+from fastrl.study.cell import BEST, LAST, files_of, is_done
 from fastrl.study.claims import claims
 from fastrl.study.measure import Questions, Values, difficulty
 from fastrl.study.plan import BASE, BASELINES, Arm, Cell, Plan
@@ -67,7 +67,7 @@ def figure(values_SP: np.ndarray) -> Figure:
 
 def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     """Everything that the measured cells of a study say. Raises UsageError for damaged files."""
-    cells = [c for c in plan.cells if files_of(directory, c).is_measured()]
+    cells = [c for c in plan.cells if is_done(plan, directory, c)]
     base = {c.model: _read(directory, [c], LAST) for c in cells if c.arm == BASE}
     asked = {m: Questions.of(plan.settings, found.cells[0].config) for m, found in base.items()}
     models = {m: _model(base[m], asked[m]) for m in base}
@@ -287,7 +287,7 @@ def _skills(measured: Measurements, base: Measurements) -> dict[str, Any]:
     before = base.values[0]
     if "long.first" not in before:
         return {}
-    firsts = [v for v in measured.values if v["long.n"][0] == before["long.n"][0]]
+    firsts = [v for v in measured.values if (v["long.n"] == before["long.n"]).all()]
     if not firsts:
         return {}
     never = before["long.first"] == 0
@@ -295,7 +295,7 @@ def _skills(measured: Measurements, base: Measurements) -> dict[str, Any]:
         return {"prompts": 0}
     first = firsts[0]
     n = first["long.n"][never]
-    now, again = first["long.right"][never], before["long.right"][never]
+    now, again = first["long.second"][never], before["long.second"][never]
     return {
         "prompts": int(never.sum()),
         "samples": int(n[0]),

@@ -174,7 +174,7 @@ def measure(
 
     `test.NAME` are of the test prompts: accuracy, pass@k, maj@k, greedy, length, lp and kl (nats a
     response), unique (share of different responses); `test.NAME@WORDING` of those that were asked
-    in other words, `flipped` where the greedy answer is another; `long.right` counts right
+    in other words, `flipped` where the greedy answer is another; `long.second` counts right
     responses to longer prompts. For the base model, with the arms `base_of` it, what it says of
     them too: see `beforehand`; and `long.first`, another draw, by which prompts are chosen.
     """
@@ -205,7 +205,7 @@ def measure(
     if questions.long:
         # prompts that the base's first draw never solved are not to be asked on its random numbers:
         # it would seem to solve none of them, and less than by chance whoever is near it
-        draws = {"long.right": 1, **({} if base_of is None else {"long.first": 0})}
+        draws = {"long.second": 1, **({} if base_of is None else {"long.first": 0})}
         for name, step in draws.items():
             show = count("longer", len(questions.long) * samples)
             longer = policy.evaluate(

@@ -24,6 +24,18 @@ from fastrl.statistics import powers_of_two
 BASE = "base"
 BASELINES = "baselines"
 PERTURBED_ARMS = ("sharpen", "task")  # that also start from the perturbed models
+# settings that may grow while a study goes on; another change would make its cells no pairs
+ADDED = (
+    "models",
+    "arms",
+    "alphas",
+    "betas",
+    "seeds",
+    "length_norms",
+    "fixed_length",
+    "perturbed",
+    "baselines",
+)
 DEFAULT_ARMS = ("sharpen", "task", "tilted", "null")
 GRID_ARMS = ("sharpen", "likelihood", "task", "tilted", "null", "random")
 ARMS = {
