@@ -18,8 +18,12 @@ from fastrl.exit_codes import FAILED, OK, STOPPED
 if TYPE_CHECKING:
     from fastrl.config import Config
     from fastrl.study.plan import Cell, Plan, StudySettings
+    from fastrl.study.verify import Compared
 
 OWN = {"train.seed": "--seeds", "train.output_dir": "--output-dir", "objective.name": "--arms"}
+
+
+WORLDS_TRAINED = 5  # of each kind
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +59,8 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", metavar="DIR", help="default: studies/DATE")
     add("--dry-run", action="store_true", help="the cells, with their commands")
     add("--exact", action="store_true", help="the claims where everything can be computed, alone")
-    add("--worlds", type=int, default=5, metavar="N", help="of --exact: of each kind, trained on")
+    add("--worlds", type=int, metavar="N", help="of --exact: of each kind, trained on; default:"
+        f" {WORLDS_TRAINED}")  # fmt: skip
     add("--cell", metavar="NAME", help="do this one alone, as the study itself does")
     add("--verify", metavar="FILE.json", help="compare with the expected figures in a file; exit"
         " code 1 where one is outside its tolerance")  # fmt: skip
@@ -63,28 +68,32 @@ def add_study(parser: argparse.ArgumentParser) -> None:
 
 def study_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl study: every cell that is not done, then study.json and report.html."""
-    from fastrl.study.cell import PLAN
-    from fastrl.study.plan import make_plan, read_plan, write_plan
+    from fastrl.study.cell import CELLS, PLAN
+    from fastrl.study.plan import read_plan, write_plan
 
     if known.cell:
         if not known.output_dir:
             raise UsageError("--cell is of a study that has begun; name its --output-dir")
+        _alone("--cell", known, rest, "is part of its study")
         directory = Path(known.output_dir)
         return _do_cell(read_plan(directory / PLAN), directory, known.cell)
     directory = Path(known.output_dir or f"studies/{datetime.now():%Y%m%d-%H%M%S}")
     if known.exact:
-        return _exact(directory, known, rest)
-    begun = (directory / PLAN).is_file()
-    if begun and not rest and not _given(known):
-        plan = read_plan(directory / PLAN)
-    else:
-        plan = make_plan(_settings(known), _common(rest), directory)
+        _alone("--exact", known, rest, "has its own worlds")
+        return _exact(directory, known)
+    if known.worlds is not None:
+        raise UsageError("--worlds is of --exact; add --exact or leave it out")
+    if known.jobs is not None and known.jobs < 1:
+        raise UsageError(f"--jobs is {known.jobs}; it must be at least 1")
+    if known.verify:
+        _expected({}, Path(known.verify))  # before hours of work
+    plan = _plan(known, rest, directory)
     if known.dry_run:
         _show_cells(plan, directory)
         return OK
-    _check_runs(plan, directory)
+    _check_data(plan)
     try:
-        durable.make_directories([directory])
+        durable.make_directories([directory / CELLS])
         write_plan(plan, directory / PLAN)
     except OSError as error:
         raise UsageError(
@@ -110,24 +119,84 @@ def report_command(known: argparse.Namespace, rest: list[str]) -> int:
     return OK
 
 
+def _alone(flag: str, known: argparse.Namespace, rest: list[str], why: str) -> None:
+    """Raises UsageError where there is more on the command line than `flag` can have."""
+    more = [*rest, *(f"--{name.replace('_', '-')}" for name in _given(known))]
+    for name in ("dry_run", "verify", "jobs"):
+        if getattr(known, name) not in (None, False):
+            more.append(f"--{name.replace('_', '-')}")
+    if flag == "--cell" and (known.exact or known.worlds is not None):
+        more.append("--exact")
+    if more:
+        raise UsageError(f"{more[0]} does not go with {flag}, which {why}; leave it out")
+
+
+def _plan(known: argparse.Namespace, rest: list[str], directory: Path) -> Plan:
+    """The plan of a new study, or of one that has begun, with what is added to it.
+
+    Raises UsageError for a change that would leave cells which do not belong together.
+    """
+    from fastrl.study.cell import PLAN, files_of
+    from fastrl.study.plan import ADDED, make_plan, read_plan
+
+    if not (directory / PLAN).is_file():
+        return make_plan(_settings(known), _common(rest), directory)
+    before = read_plan(directory / PLAN)
+    files = [files_of(directory, cell) for cell in before.cells]
+    if not any(f.is_measured() or f.run.exists() for f in files):
+        settings = _settings(known) if _given(known) else before.settings
+        return make_plan(settings, _common(rest) if rest else before.config, directory)
+    settings = replace(before.settings, **_read(_given(known)))
+    plan = make_plan(settings, _common(rest) if rest else before.config, directory)
+    other = [
+        f"[{t}]" for t in config.TABLES if getattr(plan.config, t) != getattr(before.config, t)
+    ]
+    for field in fields(settings):
+        name = field.name
+        if name not in ADDED and getattr(settings, name) != getattr(before.settings, name):
+            other.append(f"--{name.replace('_', '-')}")
+    if other:
+        raise UsageError(
+            f"the study in {directory} was begun with other settings: {', '.join(other)}; leave"
+            " them out to go on with it, or give another --output-dir"
+        )
+    _check_runs(plan, directory)
+    return plan
+
+
 def _given(known: argparse.Namespace) -> dict[str, Any]:
     """The settings of the grid that are on the command line."""
     from fastrl.study.plan import StudySettings
 
     names = {f.name for f in fields(StudySettings)}
-    return {k: v for k, v in vars(known).items() if k in names and v not in (None, False)}
+    return {k: v for k, v in vars(known).items() if k in names and v is not None and v is not False}
+
+
+def _read(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its lists read; raises UsageError for what is no number."""
+    from fastrl.study.plan import parse_names, parse_numbers
+
+    read = dict(given)
+    for name in ("alphas", "betas", "perturbed"):
+        if name in read:
+            read[name] = parse_numbers(name, read[name])
+    for name in ("arms", "models", "length_norms"):
+        if name in read:
+            read[name] = parse_names(read[name])
+    if "models" in read:
+        read["models"] = tuple(map(_absolute, read["models"]))
+    return read
+
+
+def _absolute(name: str) -> str:
+    """A path that is there without the working directory in it; another name as it is."""
+    return str(Path(name).absolute()) if "/" in name and Path(name).exists() else name
 
 
 def _settings(known: argparse.Namespace) -> StudySettings:
-    from fastrl.study.plan import GRID_ARMS, StudySettings, parse_names, parse_numbers
+    from fastrl.study.plan import GRID_ARMS, StudySettings
 
-    given = _given(known)
-    for name in ("alphas", "betas", "perturbed"):
-        if name in given:
-            given[name] = parse_numbers(name, given[name])
-    for name in ("arms", "models", "length_norms"):
-        if name in given:
-            given[name] = parse_names(given[name])
+    given = _read(_given(known))
     if "arms" not in given and {"alphas", "betas"} & set(given):
         given["arms"] = GRID_ARMS
     return StudySettings(**given)
@@ -144,12 +213,37 @@ def _common(words: list[str]) -> Config:
             raise UsageError(f"{key} is {value!r}, but the study sets it; use {flag} instead")
     if common.objective != usual.objective:
         raise UsageError("[objective] is what the study varies; use --arms, --alphas and --betas")
+    # from whatever folder the study is gone on with
+    data = replace(
+        common.data,
+        source=_absolute_file(common.data.source),
+        eval_source=_absolute_file(common.data.eval_source),
+    )
     # the study measures by itself, and looks at collapses instead of stopping at them
     return replace(
         common,
+        data=data,
+        model=replace(common.model, name=_absolute(common.model.name)),
         eval=replace(common.eval, test_prompts=0),
         anomaly=replace(common.anomaly, collapse="go_on"),
     )
+
+
+def _absolute_file(source: str) -> str:
+    from fastrl.datasources import is_undivided
+
+    file = is_undivided(source) and Path(source).exists()
+    return str(Path(source).absolute()) if file else source
+
+
+def _check_data(plan: Plan) -> None:
+    """Raises UsageError for a model or test prompts that cannot be had."""
+    from fastrl.study.measure import Questions
+    from fastrl.study.plan import BASE
+
+    for cell in plan.cells:
+        if cell.arm == BASE and "~" not in cell.model:
+            Questions.of(plan.settings, cell.config)
 
 
 def _check_runs(plan: Plan, directory: Path) -> None:
@@ -161,12 +255,14 @@ def _check_runs(plan: Plan, directory: Path) -> None:
         if not cell.trains or not path.is_file():
             continue
         made, wanted = config.read_toml(path), run_config(directory, cell)
+        # the study may be called by another path, or have been moved
         known = replace(made.model, name=wanted.model.name, sha256=wanted.model.sha256)
-        if replace(made, model=known) != wanted:
-            tables = [t for t in config.TABLES if t != "model"]
-            other = [t for t in tables if getattr(made, t) != getattr(wanted, t)]
+        train = replace(made.train, output_dir=wanted.train.output_dir)
+        made = replace(made, model=known, train=train)
+        if made != wanted:
+            other = [t for t in config.TABLES if getattr(made, t) != getattr(wanted, t)]
             raise UsageError(
-                f"{path} is of a run with other settings in [{'], ['.join(other or ['model'])}];"
+                f"{path} is of a run with other settings in [{'], ['.join(other)}];"
                 " give another --output-dir"
             )
 
@@ -235,13 +331,12 @@ def _replace_text(path: Path, text: str) -> None:
 def _conduct(plan: Plan, directory: Path, known: argparse.Namespace) -> int:
     from fastrl.run_directory import command
     from fastrl.signals import StopOnSignal
+    from fastrl.study.cell import alone
     from fastrl.study.conductor import conduct, usual_jobs
 
     jobs = usual_jobs() if known.jobs is None else known.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs is {jobs}; it must be at least 1")
     started = time.perf_counter()
-    with StopOnSignal() as stop, _Progress(len(plan.cells)) as progress:
+    with alone(directory), StopOnSignal() as stop, _Progress(len(plan.cells)) as progress:
         outcome = conduct(plan, directory, jobs, stop, progress.show)
     again = command("study --output-dir", directory)
     for name, why in outcome.failed.items():
@@ -255,11 +350,15 @@ def _conduct(plan: Plan, directory: Path, known: argparse.Namespace) -> int:
     return FAILED if outcome.failed or differs else OK
 
 
-def _verified(study: Mapping[str, Any], path: Path) -> bool:
-    """Whether a study is what a file expects, which is printed."""
+def _expected(study: Mapping[str, Any], path: Path) -> list[Compared]:
     from fastrl.study.verify import verify
 
-    found = verify(study, path)
+    return verify(study, path)
+
+
+def _verified(study: Mapping[str, Any], path: Path) -> bool:
+    """Whether a study is what a file expects, which is printed."""
+    found = _expected(study, path)
     for c in found:
         if not c.holds:
             there = "not there" if c.found is None else f"{c.found:.4g}"
@@ -269,7 +368,7 @@ def _verified(study: Mapping[str, Any], path: Path) -> bool:
     return held == len(found)
 
 
-def _exact(directory: Path, known: argparse.Namespace, rest: list[str]) -> int:
+def _exact(directory: Path, known: argparse.Namespace) -> int:
     """fastrl study --exact: exact.json, and the claims."""
     from rich.console import Console
 
@@ -277,11 +376,9 @@ def _exact(directory: Path, known: argparse.Namespace, rest: list[str]) -> int:
     from fastrl.study.exact import exact_study
     from fastrl.study.tables import claims_table
 
-    if rest or _given(known):
-        what = (rest or [f"--{next(iter(_given(known))).replace('_', '-')}"])[0]
-        raise UsageError(f"{what} is not of --exact, which has its own worlds; leave it out")
-    if known.worlds < 1:
-        raise UsageError(f"--worlds is {known.worlds}; it must be at least 1")
+    worlds = WORLDS_TRAINED if known.worlds is None else known.worlds
+    if worlds < 2:
+        raise UsageError(f"--worlds is {worlds}; it must be at least 2, one has no spread")
     try:
         durable.make_directories([directory])
     except OSError as error:
@@ -291,7 +388,7 @@ def _exact(directory: Path, known: argparse.Namespace, rest: list[str]) -> int:
     started = time.perf_counter()
     console = Console()
     with console.status("") as status:
-        found = exact_study(known.worlds, status.update if console.is_terminal else print)
+        found = exact_study(worlds, status.update if console.is_terminal else print)
     durable.replace_bytes(directory / "exact.json", (json.dumps(found, indent=1) + "\n").encode())
     console.print(claims_table(found["claims"]))
     write_report([directory], directory / "report.html")

@@ -106,20 +106,31 @@ def bootstrap_interval(
 def estimate(values_SP: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The mean over seeds and prompts, both resampled with replacement and independently.
 
-    Give the difference of two policies on the same prompts and seeds for a paired comparison. With
-    one seed the interval is over prompts alone. Raises UsageError for no values.
+    Give the difference of two policies on the same prompts and seeds for a paired comparison. One
+    less than there are is drawn of each, so that the error is right with few seeds too (Rao and Wu
+    1988); where three seeds differ more than prompts, the interval still covers 0.85 and not 0.95.
+    With one seed the interval is over prompts alone. Raises UsageError for no values.
     """
     values_SP = np.atleast_2d(np.asarray(values_SP, np.float64))
     seeds, prompts = values_SP.shape
     if not values_SP.size:
         raise UsageError("there is nothing to estimate from: no prompt, or no seed")
-    rng = np.random.default_rng(seed)
-    weights_BS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    weights_BP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples) / prompts
-    means_B = ((weights_BS @ values_SP) * weights_BP).sum(1)
+    weights_BS, weights_BP = _weights(seeds, prompts, seed, resamples)
+    means_B = (weights_BS * (weights_BP @ values_SP.T)).sum(1)
     low, high = np.percentile(means_B, [2.5, 97.5])
     error = float(means_B.std(ddof=1))
     return Estimate(float(values_SP.mean()), float(low), float(high), error)
+
+
+@lru_cache(maxsize=8)  # a study has a thousand figures of few shapes
+def _weights(seeds: int, prompts: int, seed: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each seed, [B, S], and of each prompt, [B, P], in the resamples."""
+    rng = np.random.default_rng(seed)
+    weights_BS, weights_BP = (
+        rng.multinomial(max(1, n - 1), np.full(n, 1 / n), resamples) / max(1, n - 1)
+        for n in (seeds, prompts)
+    )
+    return weights_BS, weights_BP
 
 
 @lru_cache(maxsize=1)

@@ -18,9 +18,9 @@ from fastrl.config import to_dict
 from fastrl.datasources import Example
 from fastrl.environment import describe
 from fastrl.objectives import Objective, check_contradictions
-from fastrl.run_directory import RunDirectory
+from fastrl.run_directory import RunDirectory, command
 from fastrl.statistics import estimate
-from fastrl.study.cell import BEST, LAST, files_of
+from fastrl.study.cell import BEST, LAST, files_of, is_done
 from fastrl.study.claims import claims
 from fastrl.study.measure import Questions, Values, difficulty
 from fastrl.study.plan import BASE, BASELINES, Arm, Cell, Plan
@@ -43,6 +43,16 @@ class Measurements:
         """A figure of every prompt, [S, P], of the seeds that have it."""
         return np.stack([v[name] for v in self.values if name in v])
 
+    def less(self, other: Measurements, name: str) -> np.ndarray | None:
+        """A figure less another's, [S, P], of the seeds that both have; None for no such seed."""
+        own, others = self._by_seed(name), other._by_seed(name)
+        both = [own[seed] - others[seed] for seed in own if seed in others]
+        return np.stack(both) if both else None
+
+    def _by_seed(self, name: str) -> dict[int, np.ndarray]:
+        pairs = zip(self.cells, self.values, strict=True)
+        return {cell.seed: v[name] for cell, v in pairs if name in v}
+
     def names(self, prefix: str) -> list[str]:
         """The figures whose name begins so, without it."""
         found = {k: None for v in self.values for k in v if k.startswith(prefix)}
@@ -57,13 +67,12 @@ def figure(values_SP: np.ndarray) -> Figure:
 
 def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     """Everything that the measured cells of a study say. Raises UsageError for damaged files."""
-    cells = [c for c in plan.cells if files_of(directory, c).is_measured()]
-    questions = Questions.of(plan.settings, plan.config)
-    labels = list(dict.fromkeys(c.model for c in cells))
+    cells = [c for c in plan.cells if is_done(plan, directory, c)]
     base = {c.model: _read(directory, [c], LAST) for c in cells if c.arm == BASE}
-    models = {m: _model(base[m], questions) for m in labels if m in base}
+    asked = {m: Questions.of(plan.settings, found.cells[0].config) for m, found in base.items()}
+    models = {m: _model(base[m], asked[m]) for m in base}
     arms = []
-    for model in models:
+    for model, questions in asked.items():
         measured = {}
         for arm in plan.arms:
             if own := [c for c in cells if (c.model, c.arm) == (model, arm.name)]:
@@ -72,7 +81,8 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
                 arms.append(_arm(directory, arm, both, base[model], questions))
         for row in arms:
             if row["model"] == model and row["arm"] != "task" and "task" in measured:
-                row["less_task"] = _less(measured[row["arm"]], measured["task"], questions)
+                less = _less(measured[row["arm"]], measured["task"], questions)
+                row |= {"less_task": less} if less else {}
     study: dict[str, Any] = {
         "format": FORMAT,
         "fastrl": __version__,
@@ -90,7 +100,8 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
         ],
         "texts": _texts(directory, cells),
         "commands": {
-            c.name: f"fastrl study --output-dir {directory} --cell {c.name}" for c in plan.cells
+            c.name: f"{command('study --output-dir', directory)} --cell {c.name}"
+            for c in plan.cells
         },
     }
     return study | {"claims": claims(study)}
@@ -106,49 +117,50 @@ def _model(base: Measurements, questions: Questions) -> dict[str, Any]:
     values = base.values[0]
     found = {
         **_figures(base, base, questions.test),
-        "covariance": figure(values["base.covariance"]),
-        "correlation": figure(_finite(values["base.correlation"])),
+        "covariance": _figure_of_finite(values["base.covariance"]),
+        "correlation": _figure_of_finite(values["base.correlation"]),
         "best": {k: figure(values[f"base.best@{k}"]) for k in base.names("base.best@")},
         "log_z": base.about[0]["log_z"],
         "samples": base.cells[0].samples,
         "prompts": len(questions.test),
         "never_solved": int((values["test.accuracy"] == 0).sum()),
     }
-    if "long.right" in values:
+    if "long.first" in values:
         found["long"] = {
-            "prompts": len(values["long.right"]),
-            "accuracy": figure(values["long.right"] / values["long.n"]),
-            "never_solved": int((values["long.right"] == 0).sum()),
+            "prompts": len(values["long.first"]),
+            "accuracy": figure(values["long.first"] / values["long.n"]),
+            "never_solved": int((values["long.first"] == 0).sum()),
         }
     return found
 
 
-def _finite(values_P: np.ndarray) -> np.ndarray:
+def _figure_of_finite(values_P: np.ndarray) -> Figure | None:
+    """Of the prompts where it is defined; None where it is of none."""
     kept = values_P[np.isfinite(values_P)]
-    return kept if len(kept) else np.zeros(1)
+    return figure(kept) if len(kept) else None
 
 
 def _less(
     both: Mapping[str, Measurements], others: Mapping[str, Measurements], questions: Questions
 ) -> dict[str, Any]:
-    """An arm's figures less another's, of the same prompts and seeds."""
+    """An arm's figures less another's, of the same prompts and seeds; empty for no common seed."""
 
-    def less(which: str, name: str) -> np.ndarray:
-        a, b = both[which].stacked(name), others[which].stacked(name)
-        seeds = min(len(a), len(b))
-        return a[:seeds] - b[:seeds]
+    def less(which: str, name: str) -> np.ndarray | None:
+        return both[which].less(others[which], name)
 
     last, best = less(LAST, "test.accuracy"), less(BEST, "test.accuracy")
+    greedy = less(LAST, "test.greedy")
+    if last is None or best is None or greedy is None:
+        return {}
     found = {
         "accuracy": figure(last),
         "accuracy_of_best": figure(best),
         "lost_from_best": figure(best - last),
-        "greedy": figure(less(LAST, "test.greedy")),
+        "greedy": figure(greedy),
     }
-    known = both[LAST].names("test.flipped@")
-    if names := [n for n in rewordings(questions.source) if n in known]:
-        flipped = [less(LAST, f"test.flipped@{n}") for n in names]
-        found["flipped"] = figure(np.mean(flipped, axis=0))
+    flipped = [less(LAST, f"test.flipped@{n}") for n in rewordings(questions.source)]
+    if known := [f for f in flipped if f is not None]:
+        found["flipped"] = figure(np.mean(known, axis=0))
     return found
 
 
@@ -227,7 +239,8 @@ def _kinds(examples: Sequence[Example]) -> dict[str, list[int]]:
 
 def _by_k(measured: Measurements, name: str) -> dict[str, Figure]:
     ks = sorted(measured.names(f"test.{name}@"), key=int)
-    return {k: figure(measured.stacked(f"test.{name}@{k}")) for k in ks}
+    found = {k: measured.stacked(f"test.{name}@{k}") for k in ks}
+    return {k: {**figure(values), "seeds": len(values)} for k, values in found.items()}
 
 
 def _prediction(base: Measurements, name: str, examples: Sequence[Example]) -> dict[str, Any]:
@@ -268,16 +281,21 @@ def _wording(measured: Measurements, base: Measurements, source: str) -> dict[st
 def _skills(measured: Measurements, base: Measurements) -> dict[str, Any]:
     """What the policy solves of the prompts that no sample of the base solved.
 
-    `again`: what a second draw of the base solves of them by chance alone.
+    `again`: what the base solves of them by chance alone, in another draw of as many samples, on
+    the random numbers that the policy has too. Empty without a seed of as many samples.
     """
-    first, before = measured.values[0], base.values[0]
-    if "long.right" not in first:
+    before = base.values[0]
+    if "long.first" not in before:
         return {}
-    never = before["long.right"] == 0
+    firsts = [v for v in measured.values if (v["long.n"] == before["long.n"]).all()]
+    if not firsts:
+        return {}
+    never = before["long.first"] == 0
     if not never.any():
         return {"prompts": 0}
-    n, again_n = first["long.n"][never], before["long.n"][never]
-    now, again = first["long.right"][never], before["long.again"][never]
+    first = firsts[0]
+    n = first["long.n"][never]
+    now, again = first["long.second"][never], before["long.second"][never]
     return {
         "prompts": int(never.sum()),
         "samples": int(n[0]),
@@ -286,7 +304,7 @@ def _skills(measured: Measurements, base: Measurements) -> dict[str, Any]:
         "more_than_again": figure((now > 0).astype(float) - (again > 0)),
         "mostly_solved": figure(now >= n / 2),
         "accuracy": figure(now / n),
-        "accuracy_again": figure(again / again_n),
+        "accuracy_again": figure(again / n),
     }
 
 
@@ -297,7 +315,8 @@ def _to_optimum(
     lp, kl = measured.stacked("test.lp"), measured.stacked("test.kl")
     assert objective.alpha is not None
     reward = float(((objective.alpha - 1) * lp - kl).mean())
-    return {"low": max(0.0, log_z[0] - reward), "high": log_z[1] - reward, "reward": reward}
+    low, high = (max(0.0, bound - reward) for bound in log_z)
+    return {"low": low, "high": high, "reward": reward}
 
 
 def _curves(runs: Iterable[RunDirectory]) -> dict[str, Any]:

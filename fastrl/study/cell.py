@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,33 @@ def files_of(directory: Path, cell: Cell) -> CellFiles:
     return CellFiles(directory / CELLS / cell.name)
 
 
+def is_done(plan: Plan, directory: Path, cell: Cell) -> bool:
+    """Whether a cell is measured: the base with what it says of every arm that the study has now.
+
+    Raises UsageError for damaged files.
+    """
+    files = files_of(directory, cell)
+    if cell.arm != BASE or not files.is_measured():
+        return files.is_measured()
+    _, about = files.read(LAST)
+    return {arm.name for arm in plan.arms} <= {*about.get("arms", ())}
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While no other process is at work in a directory; raises UsageError where one is."""
+    with (path / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is at work on {path}; wait for its end, or end it"
+            ) from None
+        except OSError:  # a file system that knows no locks
+            pass
+        yield
+
+
 def run_config(directory: Path, cell: Cell) -> Config:
     """The configuration of a cell's run."""
     return with_values(
@@ -99,7 +128,21 @@ def do_cell(
     `train(config)` starts the run, or goes on with it, and gives its exit code.
     """
     files = files_of(directory, cell)
+    base = next(c for c in plan.cells if (c.model, c.arm) == (cell.model, BASE))
+    if cell.trains and not is_done(plan, directory, base):
+        raise UsageError(
+            f"what the base says of training is written down before it: do the cell {base.name}"
+            " first"
+        )
     files.path.mkdir(parents=True, exist_ok=True)
+    with alone(files.path):
+        return _do_cell(plan, directory, cell, train, count)
+
+
+def _do_cell(
+    plan: Plan, directory: Path, cell: Cell, train: Callable[[Config], int], count: Counter
+) -> int:
+    files = files_of(directory, cell)
     make_perturbed(plan, directory, cell)
     if cell.config.train.threads:
         torch.set_num_threads(cell.config.train.threads)
@@ -165,13 +208,15 @@ def policy_of(cell: Cell, checkpoint: Path | None = None) -> Policy:
 
 def _measure_base(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> None:
     questions = Questions.of(plan.settings, cell.config)
-    arms = [
-        (arm, check_contradictions(with_values(cell.config, arm.values, from_text=False)))
-        for arm in plan.arms
-    ]
+    arms = []
+    for arm in plan.arms:
+        config = with_values(cell.config, arm.values, from_text=False)
+        if not config.sampling.ignore_eos:  # its optimum is over other responses than were drawn
+            arms.append((arm, check_contradictions(config)))
     found = measure(policy_of(cell), questions, plan.settings, cell.samples, count, base_of=arms)
-    for which in (LAST, BEST):
-        files.write(which, found, {"step": 0})
+    about = {"step": 0, "arms": [arm.name for arm in plan.arms]}
+    for which in (BEST, LAST):  # the last says that all is there
+        files.write(which, found, about)
 
 
 def _measure_baselines(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> None:
@@ -188,8 +233,8 @@ def _measure_baselines(plan: Plan, files: CellFiles, cell: Cell, count: Counter)
 def _measure_run(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> None:
     questions = Questions.of(plan.settings, cell.config)
     run = RunDirectory.open(files.run, writes=False)
-    last = len(run.read_metrics())
-    best = best_step(run)
+    last = cell.config.train.max_steps
+    best = best_step(run, last)
     for which, step in ((LAST, last), (BEST, best)):
         if files.found(which).is_file():
             continue
@@ -212,7 +257,7 @@ def _copy(files: CellFiles) -> None:
     durable.replace_bytes(files.found(BEST), files.found(LAST).read_bytes())
 
 
-def best_step(run: RunDirectory) -> int:
+def best_step(run: RunDirectory, last: int) -> int:
     """The step of the best accuracy on the validation split, the earliest of equals.
 
     The initial model is one of them: a run that only makes it worse has its best at step 0. The
@@ -221,5 +266,5 @@ def best_step(run: RunDirectory) -> int:
     kept = {int(p.name.removeprefix("step_")) for p in run.checkpoints.glob("step_*")}
     scores = {s: a for s, a in run.accuracies().items() if s == 0 or s in kept}
     if not scores:
-        return len(run.read_metrics())
+        return last
     return max(scores, key=lambda step: (scores[step], -step))

@@ -4,13 +4,15 @@ The thresholds stand here, and were committed before the runs they judge. They w
 blindly: the accuracies of `sharpen` with alpha 4 and of `task` on the embedded models, in the
 README, were known. A verdict holds for the models and arms of the study it was made of.
 
-A claim about every model is judged by each model's interval, widened for their number (Bonferroni).
+A claim is judged by the intervals of all its figures, widened for their number (Bonferroni). A
+model whose figures are not all there, as where an arm was not run, speaks neither for a claim about
+every model, nor against one about some.
 Source of the claims: arXiv:2604.16259.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -38,8 +40,12 @@ class Evidence:
 
     def interval(self, comparisons: int) -> tuple[float, float]:
         """The 95 % interval, widened for so many comparisons."""
-        z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+        z = _z(comparisons)
         return self.mean - z * self.error, self.mean + z * self.error
+
+    def detectable(self, comparisons: int) -> float:
+        """How far from the threshold the truth has to be, to be found with a chance of 80 %."""
+        return (_z(comparisons) + NormalDist().inv_cdf(0.8)) * self.error
 
     def verdict(self, comparisons: int) -> str:
         """Supported, contradicted or undecided by itself."""
@@ -47,6 +53,11 @@ class Evidence:
         if self.supports(*ends):
             return SUPPORTED
         return CONTRADICTED if self.contradicts(*ends) else UNDECIDED
+
+
+def _z(comparisons: int) -> float:
+    """Standard errors of a 95 % interval's half, widened for so many comparisons."""
+    return NormalDist().inv_cdf(1 - 0.025 / comparisons)
 
 
 def above(what: str, model: str, figure: Mapping[str, float], threshold: float) -> Evidence:
@@ -70,7 +81,9 @@ def claims(study: Mapping[str, Any]) -> list[dict[str, Any]]:
             "The optimum of sharpening can be unfavourable",
             f"on some model the optimum, and the trained policy, are more than"
             f" {100 * UNFAVOURABLE:g} points less accurate than the base",
-            _unfavourable(of),
+            [_unfavourable(of)],
+            of,
+            each=2,
             some=True,
         ),
         decided(
@@ -79,39 +92,43 @@ def claims(study: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"on every model over {100 * FLIPPED:g} % more answers change with the words of the"
             f" question than after task reward, or over {100 * DROPPED:g} points more are lost"
             " between the best checkpoint and the last",
-            [],
-            either=_unstable(of),
+            _unstable(of),
+            of,
         ),
         decided(
             3,
             "The gains of sharpening are limited",
             f"on every model the best checkpoint gains at least {100 * SHORT:g} points less than"
             " that of task reward",
-            _limited(of),
+            [_limited(of)],
+            of,
         ),
         decided(
             4,
             "A task reward gives robust gains",
             f"on every model the last checkpoint gains more than {100 * ROBUST:g} points, and more"
             " than 0 asked in other words",
-            _robust(of),
+            [_robust(of)],
+            of,
+            each=2,
         ),
     ]
 
 
 def _arms(study: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """By model: the arm of sharpening with the largest alpha, and that of task reward."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    """By model: the arm of sharpening with the largest alpha above 1, and that of task reward."""
+    names = [name for name in study["models"] if "~" not in name]
+    found: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in names}
     for row in study["arms"]:
-        if "~" in row["model"] or "sampling.ignore_eos" in row["values"]:
+        values, kind = row["values"], row["kind"]
+        if row["model"] not in found or {"sampling.ignore_eos", "objective.length_norm"} & {
+            *values
+        }:
             continue
-        if "objective.length_norm" in row["values"]:
-            continue
-        own = found.setdefault(row["model"], {})
-        kind = row["kind"]
-        alpha = row["values"].get("objective.alpha", 0)
-        before = own.get(kind)
-        if before is None or alpha > before["values"].get("objective.alpha", 0):
+        own = found[row["model"]]
+        alpha = values.get("objective.alpha", 0)
+        sharper = kind not in own or alpha > own[kind]["values"].get("objective.alpha", 0)
+        if kind == "task" or kind == "sharpen" and alpha > 1 and sharper:
             own[kind] = row
     return found
 
@@ -122,34 +139,36 @@ def _unfavourable(of: Mapping[str, Mapping[str, Any]]) -> list[Evidence]:
         if "sharpen" not in arms:
             continue
         row = arms["sharpen"]
-        # of the optimum and of the trained policy, the one nearer to the base decides
-        nearer = max(row["predicted"]["gain"], row["last"]["gain"], key=lambda f: f["mean"])
-        loss = {"mean": -nearer["mean"], "error": nearer["error"]}
-        what = f"points lost by the optimum and the trained policy, the smaller ({row['arm']})"
-        found.append(above(what, model, loss, UNFAVOURABLE))
+        for who, which in (("the optimum", "predicted"), ("the trained policy", "last")):
+            if which in row:
+                gain = row[which]["gain"]
+                loss = {"mean": -gain["mean"], "error": gain["error"]}
+                what = f"accuracy lost by {who} ({row['arm']})"
+                found.append(above(what, model, loss, UNFAVOURABLE))
     return found
 
 
 def _unstable(of: Mapping[str, Mapping[str, Any]]) -> list[list[Evidence]]:
     flipped, dropped = [], []
     for model, arms in of.items():
-        if not {"sharpen", "task"} <= set(arms):
+        less_task = arms.get("sharpen", {}).get("less_task")
+        if less_task is None:
             continue
-        less_task = arms["sharpen"]["less_task"]
         if "flipped" in less_task:
             what = "answers that change with the words, sharpen less task"
             flipped.append(above(what, model, less_task["flipped"], FLIPPED))
         what = "accuracy lost from best to last, sharpen less task"
         dropped.append(above(what, model, less_task["lost_from_best"], DROPPED))
-    return [some for some in (flipped, dropped) if some]
+    return [flipped, dropped]
 
 
 def _limited(of: Mapping[str, Mapping[str, Any]]) -> list[Evidence]:
     found = []
     for model, arms in of.items():
-        if {"sharpen", "task"} <= set(arms):
-            less_task = arms["sharpen"]["less_task"]["accuracy_of_best"]
-            more = {"mean": -less_task["mean"], "error": less_task["error"]}
+        less_task = arms.get("sharpen", {}).get("less_task")
+        if less_task is not None:
+            best = less_task["accuracy_of_best"]
+            more = {"mean": -best["mean"], "error": best["error"]}
             what = "gain of task reward less that of sharpening, best checkpoints"
             found.append(above(what, model, more, SHORT))
     return found
@@ -172,24 +191,30 @@ def decided(
     number: int,
     claim: str,
     threshold: str,
-    evidence: Sequence[Evidence],
+    kinds: Sequence[Sequence[Evidence]],
+    models: Iterable[str] = (),
     *,
+    each: int = 1,
     some: bool = False,
-    either: Sequence[Sequence[Evidence]] = (),
 ) -> dict[str, Any]:
-    """A claim with its verdict by its evidence.
+    """A claim with its verdict by evidence of several kinds, of which one is enough.
 
-    `some`: that of one model is enough; `either`: evidence of several kinds, of which one is.
+    `models`: those that are judged, beside those of the evidence; `each`: figures that one has to
+    have of a kind, all of which have to support the claim; `some`: one model is enough.
     """
-    kinds = [list(evidence)] if evidence else [list(kind) for kind in either]
     rows = [e for kind in kinds for e in kind]
-    count = max((len(kind) for kind in kinds), default=1)
-    verdicts = [_verdict([e.verdict(count) for e in kind], some) for kind in kinds]
+    count = max(1, len(rows))
+    names = list(dict.fromkeys([*models, *(e.model for e in rows)]))
+    verdicts = []
+    for kind in kinds:
+        of = {name: [e.verdict(count) for e in kind if e.model == name] for name in names}
+        verdicts.append(_any(_all(v, each) for v in of.values()) if some else
+                        _all([_all(v, each) for v in of.values()], len(names)))  # fmt: skip
     return {
         "number": number,
         "claim": claim,
         "threshold": threshold,
-        "verdict": _of_kinds(verdicts),
+        "verdict": _any(verdicts) if rows else NOT_RUN,
         "evidence": [
             {
                 "what": e.what,
@@ -197,7 +222,7 @@ def decided(
                 "mean": e.mean,
                 "low": e.interval(count)[0],
                 "high": e.interval(count)[1],
-                "detectable": 2.8 * e.error,
+                "detectable": e.detectable(count),
                 "verdict": e.verdict(count),
             }
             for e in rows
@@ -205,17 +230,16 @@ def decided(
     }
 
 
-def _verdict(verdicts: Sequence[str], some: bool) -> str:
-    decided = (SUPPORTED, CONTRADICTED) if some else (CONTRADICTED, SUPPORTED)
-    if decided[0] in verdicts:
-        return decided[0]
-    return decided[1] if all(v == decided[1] for v in verdicts) else UNDECIDED
+def _all(verdicts: Sequence[str], count: int) -> str:
+    """What has to hold of each of `count`: against it one is enough."""
+    if CONTRADICTED in verdicts:
+        return CONTRADICTED
+    return SUPPORTED if verdicts.count(SUPPORTED) >= count > 0 else UNDECIDED
 
 
-def _of_kinds(verdicts: Sequence[str]) -> str:
-    """One kind of evidence supports a claim; against it all have to speak."""
-    if not verdicts:
-        return NOT_RUN
-    if SUPPORTED in verdicts:
+def _any(verdicts: Iterable[str]) -> str:
+    """What has to hold of one: against it all have to speak."""
+    found = list(verdicts)
+    if SUPPORTED in found:
         return SUPPORTED
-    return CONTRADICTED if all(v == CONTRADICTED for v in verdicts) else UNDECIDED
+    return CONTRADICTED if all(v == CONTRADICTED for v in found) else UNDECIDED

@@ -21,12 +21,13 @@ import torch
 from fastrl import strict_json
 from fastrl.exit_codes import STOPPED
 from fastrl.signals import StopOnSignal
-from fastrl.study.cell import CellFiles, files_of
-from fastrl.study.plan import Cell, Plan
+from fastrl.study.cell import CellFiles, files_of, is_done
+from fastrl.study.plan import BASE, Cell, Plan
 
 PROGRESS = "progress.json"  # of a cell: {"phase", "done", "total"}
 POLL_S = 0.5
 LAST_LINES = 6  # of a cell's log, where it failed
+ON_REQUEST = (STOPPED, -signal.SIGTERM)  # the second while it starts or measures
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def conduct(
     """Do every cell that is not done; models first, so that predictions come before training.
 
     `show(done, running)` is told of what is done, and of what runs with how far it is. A cell that
-    fails does not keep others from being done.
+    fails keeps no other from being done, but for a base: what is of its model is not begun.
     """
-    done = [c for c in plan.cells if files_of(directory, c).is_measured()]
+    done = [c for c in plan.cells if is_done(plan, directory, c)]
     waiting = [c for c in plan.cells if c not in done]
+    jobs = max(1, min(jobs, len(waiting)))
     failed: dict[str, str] = {}
     running: list[_Child] = []
     told = False
@@ -76,25 +78,33 @@ def conduct(
         while waiting or running:
             for child in [c for c in running if c.process.poll() is not None]:
                 running.remove(child)
-                files = files_of(directory, child.cell)
-                if child.process.returncode == 0 and files.is_measured():
+                if is_done(plan, directory, child.cell):
                     done.append(child.cell)
-                elif child.process.returncode != STOPPED:
-                    failed[child.cell.name] = _last_lines(files.log)
+                elif not (told and child.process.returncode in ON_REQUEST):
+                    failed[child.cell.name] = _why(directory, child)
+                    if child.cell.arm == BASE:
+                        waiting = [c for c in waiting if c.model != child.cell.model]
             if stop.requested and not told:
                 told, waiting = True, []
                 for child in running:
                     child.process.send_signal(signal.SIGTERM)
             while waiting and len(running) < jobs and _may_start(waiting[0], running):
                 cell = waiting.pop(0)
+                if is_done(plan, directory, cell):  # by hand, meanwhile
+                    done.append(cell)
+                    continue
                 free = set(range(jobs)) - {c.device for c in running}
-                running.append(_started(directory, cell, jobs, min(free)))
+                try:
+                    running.append(_started(directory, cell, jobs, min(free)))
+                except OSError as error:
+                    failed[cell.name] = f"it cannot be started: {error}"
             show(done, [(c.cell, how_far(files_of(directory, c.cell), c.cell)) for c in running])
             if running:
                 time.sleep(POLL_S)
     except BaseException:
         for child in running:
             child.process.kill()
+            child.process.wait()
         raise
     return Outcome(done, failed, told)
 
@@ -144,9 +154,12 @@ def how_far(files: CellFiles, cell: Cell) -> str:
     return "starting"
 
 
-def _last_lines(log: Path) -> str:
+def _why(directory: Path, child: _Child) -> str:
+    """What a cell that failed said last, and how it ended."""
+    log, code = files_of(directory, child.cell).log, child.process.returncode
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        return "no log"
-    return "\n".join(lines[-LAST_LINES:])
+        lines = []
+    ended = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return "\n".join([*lines[-LAST_LINES:], f"{ended}; its log is {log}"])

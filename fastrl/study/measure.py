@@ -13,12 +13,15 @@ import numpy as np
 
 from fastrl.batch import pack
 from fastrl.config import Config
-from fastrl.datasources import Example, load_examples
+from fastrl.datasources import Example, load_examples, test_split
 from fastrl.evaluate import Evaluation, evaluate
+from fastrl.grading import Grade
 from fastrl.model import Decoder
 from fastrl.objectives import Objective
+from fastrl.prompts import Tokenized
 from fastrl.sampler import Sampler, SamplingParams
 from fastrl.scoring import score_responses
+from fastrl.shapes import outline
 from fastrl.statistics import best_of_k, powers_of_two
 from fastrl.study.plan import Arm, StudySettings
 from fastrl.study.predictions import (
@@ -29,7 +32,7 @@ from fastrl.study.predictions import (
     optimum_accuracy,
 )
 from fastrl.study.wording import reworded, rewordings
-from fastrl.tokenizer import Tokenizer
+from fastrl.tokenizer import Tokenizer, load_tokenizer
 
 SCORED = 16  # samples a prompt whose log-prob under the base is computed
 SHOWN_PROMPTS, SHOWN_SAMPLES = 48, 3  # that are kept as text
@@ -53,20 +56,28 @@ class Questions:
 
     @classmethod
     def of(cls, settings: StudySettings, config: Config) -> Questions:
-        """The test prompts of a configuration, `settings.prompts` of them."""
+        """The test prompts of a configuration: those of `settings.prompts` that its model reads."""
         source = config.data.eval_source or config.data.source
         embedded = source == "embedded"
         count = settings.long_prompts if embedded else 0
         given: dict[str, Any] = {
-            "split": "test",
             "seed": SEED,
             "template": config.data.template or None,
             "shots": config.data.shots,
         }
         task_args = config.data.task_args if source == config.data.source else None
+        test = load_examples(
+            source,
+            split=test_split(source, config.data.source),
+            limit=settings.prompts,
+            task_args=task_args,
+            **given,
+        )
+        name = config.model.name
+        room = outline(name).config.max_position - config.sampling.max_tokens
         return cls(
-            test=load_examples(source, limit=settings.prompts, task_args=task_args, **given),
-            long=load_examples(LONG, limit=count, **given) if count else [],
+            test=Tokenized(test, load_tokenizer(name), room).examples,
+            long=load_examples(LONG, split="test", limit=count, **given) if count else [],
             params=SamplingParams(
                 max_tokens=config.sampling.max_tokens, stop=config.sampling.stop, seed=SEED
             ),
@@ -99,11 +110,14 @@ class Policy:
         `longer`: half as long again, for a step of working more.
         """
         tokens = questions.params.max_tokens
+        longest = max(len(self.tokenizer.encode_chat(e.messages)) for e in examples)
         params = replace(
             questions.params,
             n=samples,
             temperature=temperature,
-            max_tokens=tokens + (tokens // 2 if longer else 0),
+            max_tokens=min(
+                tokens + (tokens // 2 if longer else 0), self.model.config.max_position - longest
+            ),
         )
         return evaluate(
             Sampler(self.model, tokenizer=self.tokenizer),
@@ -154,20 +168,20 @@ def measure(
     settings: StudySettings,
     samples: int,
     count: Counter,
-    base_of: Sequence[tuple[Arm, Objective]] = (),
+    base_of: Sequence[tuple[Arm, Objective]] | None = None,
 ) -> Measured:
     """Figures of every prompt, and some responses as text.
 
     `test.NAME` are of the test prompts: accuracy, pass@k, maj@k, greedy, length, lp and kl (nats a
     response), unique (share of different responses); `test.NAME@WORDING` of those that were asked
-    in other words, `flipped` where the greedy answer is another; `long.right` counts right
-    responses to longer prompts. With `base_of` arms, for the base model, what it says of them too:
-    see `beforehand`.
+    in other words, `flipped` where the greedy answer is another; `long.second` counts right
+    responses to longer prompts. For the base model, with the arms `base_of` it, what it says of
+    them too: see `beforehand`; and `long.first`, another draw, by which prompts are chosen.
     """
     show = count("test", len(questions.test) * samples)
     drawn = policy.evaluate(questions, questions.test, samples, on_event=show)
     ks = powers_of_two(samples)
-    lp, lpi = policy.logprob_sums(drawn, samples if base_of else SCORED)
+    lp, lpi = policy.logprob_sums(drawn, SCORED if base_of is None else samples)
     values: Values = {
         "test.accuracy": drawn.correct_Pn.mean(1),
         "test.length": np.array(
@@ -182,20 +196,21 @@ def measure(
         **{f"test.maj@{k}": v for k, v in drawn.maj_at(ks).items()},
     }
     bounds: dict[str, tuple[float, float]] = {}
-    if base_of:
+    if base_of is not None:
         found, bounds = beforehand(drawn, lp, base_of)
         values |= found
     greedy = policy.evaluate(questions, questions.test, 1, temperature=0.0)
     values["test.greedy"] = greedy.correct_Pn[:, 0].astype(float)
     values |= _other_words(policy, questions, settings, greedy, count)
     if questions.long:
-        # of the base another draw too: what it solves by chance alone
-        for step in (0, 1) if base_of else (0,):
+        # prompts that the base's first draw never solved are not to be asked on its random numbers:
+        # it would seem to solve none of them, and less than by chance whoever is near it
+        draws = {"long.second": 1, **({} if base_of is None else {"long.first": 0})}
+        for name, step in draws.items():
             show = count("longer", len(questions.long) * samples)
             longer = policy.evaluate(
                 questions, questions.long, samples, step=step, longer=True, on_event=show
             )
-            name = "long.again" if step else "long.right"
             values[name] = longer.correct_Pn.sum(1).astype(float)
         values["long.n"] = np.full(len(questions.long), float(samples))
     return Measured(values, texts(drawn, questions.test), bounds)
@@ -213,7 +228,7 @@ def _other_words(
     some = questions.test[: settings.template_prompts]
     if not some:
         return values
-    answers = [g[0].answer for g in greedy.grades]
+    before = [g[0] for g in greedy.grades]
     words = rewordings(questions.source)
     show = count("other words", len(words) * len(some))
     for name, reword in words.items():
@@ -222,9 +237,14 @@ def _other_words(
         )
         values[f"test.greedy@{name}"] = found.correct_Pn[:, 0].astype(float)
         values[f"test.flipped@{name}"] = np.array(
-            [g[0].answer != a for g, a in zip(found.grades, answers, strict=False)], float
+            [_is_other(g[0], b) for g, b in zip(found.grades, before, strict=False)], float
         )
     return values
+
+
+def _is_other(now: Grade, before: Grade) -> bool:
+    """Whether an answer is another than before; two that are right are the same."""
+    return not (now.correct and before.correct) and now.answer != before.answer
 
 
 def beforehand(

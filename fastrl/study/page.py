@@ -234,7 +234,11 @@ def _predictions(study: Study) -> Iterator[Block]:
         "Likelihood and correctness under the base",
         ("model", "Cov(r, log p), nats", "corr(r, log p)", "base, %"),
         [
-            [m, _plain(found["covariance"]), _plain(found["correlation"]), share(found["accuracy"])]
+            [
+                m,
+                *(_plain(found[k]) if found[k] else "" for k in ("covariance", "correlation")),
+                share(found["accuracy"]),
+            ]
             for m, found in study["models"].items()
         ],
         note="The covariance is the slope of the accuracy of p^alpha / Z in alpha, at 1: its sign"

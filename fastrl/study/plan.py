@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,18 @@ from fastrl.statistics import powers_of_two
 BASE = "base"
 BASELINES = "baselines"
 PERTURBED_ARMS = ("sharpen", "task")  # that also start from the perturbed models
+# settings that may grow while a study goes on; another change would make its cells no pairs
+ADDED = (
+    "models",
+    "arms",
+    "alphas",
+    "betas",
+    "seeds",
+    "length_norms",
+    "fixed_length",
+    "perturbed",
+    "baselines",
+)
 DEFAULT_ARMS = ("sharpen", "task", "tilted", "null")
 GRID_ARMS = ("sharpen", "likelihood", "task", "tilted", "null", "random")
 ARMS = {
@@ -114,9 +127,19 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
     _check(settings)
     arms = tuple(arms_of(settings))
     names = settings.models or (config.model.name,)
+    if bad := [name for name in names if "~" in name]:
+        raise UsageError(
+            f"the model {bad[0]!r} has a ~ in its name, which marks perturbed models; give a link"
+            " of another name"
+        )
     models = {name: name for name in names}
     for name, noise in itertools.product(names, settings.perturbed):
         models[f"{name}~{noise:g}"] = str(perturbed_path(directory, name, noise))
+    if config.sampling.temperature != 1:
+        raise UsageError(
+            f"sampling.temperature is {config.sampling.temperature:g}, but a study measures and"
+            " predicts at 1; leave it out"
+        )
     cells: list[Cell] = []
     for model, path in models.items():
         own = replace(config, model=replace(config.model, name=path))
@@ -132,6 +155,11 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
         check_contradictions(run)
         samples = settings.samples if seed == 0 else settings.samples_of_others
         cells.append(_cell(model, arm.name, arm.kind, seed, samples, run))
+    if twice := [name for name, n in Counter(c.name for c in cells).items() if n > 1]:
+        raise UsageError(
+            f"two cells would be called {twice[0]}; give each model and number once, and a model"
+            " whose directory has another's name by a link of another name"
+        )
     return Plan(settings, config, arms, tuple(cells))
 
 
@@ -150,7 +178,7 @@ def _check(settings: StudySettings) -> None:
         raise UsageError(f"there is no arm {unknown[0]!r}; allowed: {', '.join(ARMS)}")
     for name, least in (
         ("seeds", 1),
-        ("prompts", 1),
+        ("prompts", 2),  # of one there is no spread
         ("samples", 1),
         ("samples_of_others", 1),
         ("long_prompts", 0),
@@ -164,25 +192,33 @@ def _check(settings: StudySettings) -> None:
         raise UsageError(f"--perturbed has {bad[0]}; give shares of a weight's size, as in 0.02")
     if not settings.arms:
         raise UsageError(f"--arms names nothing to compare; give some of {', '.join(ARMS)}")
-    needs = {"sharpen": "alphas", "tilted": "alphas", "task-kl": "betas"}
-    for arm in settings.arms:
-        if arm in needs and not getattr(settings, needs[arm]):
-            raise UsageError(f"the arm {arm!r} needs --{needs[arm]}")
-    if "tilted" in settings.arms and not settings.betas:
-        raise UsageError("the arm 'tilted' needs --betas")
+    sharpens, tilts = (
+        {"sharpen", "tilted"} & {*settings.arms},
+        {"tilted", "task-kl"} & {*settings.arms},
+    )
+    if sharpens and not {*settings.alphas} - {1.0}:
+        raise UsageError(
+            f"the arm {min(sharpens)!r} needs --alphas, and one besides 1, which is the arm 'null'"
+        )
+    if tilts and not settings.betas:
+        raise UsageError(f"the arm {min(tilts)!r} needs --betas")
+    if not settings.length_norms:
+        raise UsageError("--length-norms names none; leave it out for sum")
+    if settings.baselines and not settings.alphas:
+        raise UsageError("--baselines needs --alphas, the power that is sampled from")
 
 
 def arms_of(settings: StudySettings) -> Iterator[Arm]:
     """Every arm of the grid, in the order of ARMS."""
-    for norm in settings.length_norms:
+    for i, norm in enumerate(settings.length_norms):
         for fixed in (False, True) if settings.fixed_length else (False,):
             for arm in _plain_arms(settings):
                 likelihood = arm.kind in ("sharpen", "likelihood", "tilted")
-                if norm != "sum" and not likelihood:
+                if i and not likelihood:
                     continue
                 words = [arm.name]
                 values = dict(arm.values)
-                if norm != "sum":
+                if norm != "sum" and likelihood:
                     words.append(re.sub(r"[^\w.]+", "-", norm))
                     values["objective.length_norm"] = norm
                 if fixed:

@@ -15,6 +15,7 @@ import torch
 from fastrl.objectives import Objective
 
 MISSED = 0.05  # the chance that the upper bound of log Z is too low
+NEGLIGIBLE = -100.0  # nats
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ def optimum_accuracy(objective: Objective, drawn: Drawn) -> float:
         return float(right[normed == normed.max()].mean())
     r = torch.from_numpy(right.astype(np.float64))
     log_weight = objective.log_target(torch.from_numpy(lp), r, torch.from_numpy(lengths)).numpy()
+    n = len(drawn.responses)
     with np.errstate(divide="ignore"):  # of a response that is certain
-        missed = len(drawn.responses) * np.log1p(-np.exp(np.minimum(lp, 0.0)))
-    log_weight -= np.log(-np.expm1(missed))
+        missed = n * np.log1p(-np.exp(np.clip(lp, NEGLIGIBLE, 0.0)))
+    # of one whose p is nothing beside 1, n p, whose log is finite however small p is
+    log_weight -= np.where(lp > NEGLIGIBLE, np.log(-np.expm1(missed)), math.log(n) + lp)
     weight = np.exp(log_weight - log_weight.max())
     return float(weight @ right / weight.sum())
 
@@ -85,10 +88,12 @@ def log_z_bounds(drawn: Drawn, alpha: float) -> tuple[float, float]:
     mass then weighs at most q^(alpha - 1) each.
     """
     lp, _, _ = drawn.distinct
-    seen = float(np.exp(alpha * lp).sum())
-    unseen_mass = max(0.0, 1.0 - float(np.exp(lp).sum()))
-    q = _missable(len(drawn.responses))
-    return math.log(seen), math.log(seen + q ** (alpha - 1) * unseen_mass)
+    seen = float(np.logaddexp.reduce(alpha * lp))
+    unseen_mass = 1.0 - float(np.exp(lp).sum())
+    if unseen_mass <= 0:
+        return seen, seen
+    unseen = (alpha - 1) * math.log(_missable(len(drawn.responses))) + math.log(unseen_mass)
+    return seen, float(np.logaddexp(seen, unseen))
 
 
 def _missable(n: int) -> float:

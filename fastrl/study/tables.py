@@ -36,17 +36,19 @@ def summary_table(study: Mapping[str, Any]) -> Group:
     title = "test split: % and points, 95 % intervals, nats and tokens a response"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", "accuracy", "gain", "predicted", "KL", "tokens"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        kind: dict[str, Any] = {"justify": "right", "no_wrap": True} if name else {"overflow": "fold"}
+        table.add_column(name, **kind)
     for model, found in study["models"].items():
         table.add_row(Text(model, style="bold"))
         table.add_row("base", percent(found["accuracy"]), "", "", "0", number(found["length"]))
         for row in study["arms"]:
             if row["model"] == model:
                 last = row["last"]
-                predicted = row["predicted"]["gain"]["mean"]
+                predicted = row["predicted"]["gain"]["mean"] if "predicted" in row else None
                 table.add_row(
                     row["arm"], percent(last["accuracy"]), points(last["gain"]),
-                    f"{100 * predicted:+.1f}", f"{last['kl']['mean']:.2f}", number(last["length"]),
+                    "" if predicted is None else f"{100 * predicted:+.1f}",
+                    f"{last['kl']['mean']:.2f}", number(last["length"]),
                 )  # fmt: skip
         for row in study["baselines"]:
             if row["model"] == model:

@@ -46,7 +46,10 @@ class Compared:
 
 
 def verify(study: Mapping[str, Any], path: Path) -> list[Compared]:
-    """Every expectation of a file. Raises UsageError for a file that is none."""
+    """Every expectation of a file. Raises UsageError for a file that is none.
+
+    An empty `study` has nothing of it: so a file is read before there is one.
+    """
     try:
         content = strict_json.parse(path.read_bytes())
         rows = list(content["expected"])
@@ -73,17 +76,20 @@ def _compare(study: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Compa
         found = _at(arm, row["figure"])
         yield Compared(f"{name} {row['figure']}", float(row["mean"]), found, tolerance)
         return
+    if row["curve"] not in CURVES:
+        raise ValueError(f"no curve {row['curve']!r}; allowed: {', '.join(CURVES)}")
     for step, mean in zip(row["steps"], row["mean"], strict=True):
-        found = None if arm is None else smoothed(arm["curves"], row["curve"], step)
+        curves = (arm or {}).get("curves")
+        found = None if curves is None else smoothed(curves, row["curve"], step)
         yield Compared(f"{name} {row['curve']} at {step}", float(mean), found, tolerance)
 
 
 def find_arm(study: Mapping[str, Any], model: str, arm: str) -> Mapping[str, Any] | None:
     """An arm of study.json, or what it says of the model before training; None for neither."""
     if arm == "base":
-        found = study["models"].get(model)
+        found = study.get("models", {}).get(model)
         return None if found is None else {"last": found}
-    rows = [a for a in study["arms"] if (a["model"], a["arm"]) == (model, arm)]
+    rows = [a for a in study.get("arms", ()) if (a["model"], a["arm"]) == (model, arm)]
     return rows[0] if rows else None
 
 
@@ -119,11 +125,15 @@ def expectations(study: Mapping[str, Any], command: str) -> dict[str, Any]:
             rows.append({**where, "figure": path, "mean": _round(figure["mean"]),
                          "tolerance": _round(tolerance)})  # fmt: skip
         steps = arm["curves"]["step"]
-        at = [steps[i] for i in np.linspace(WINDOW - 1, len(steps) - 1, POINTS).astype(int)]
+        first = min(WINDOW, len(steps)) - 1
+        at = [steps[i] for i in sorted({*np.linspace(first, len(steps) - 1, POINTS).astype(int)})]
         for key in CURVES:
             curve = arm["curves"][key]
             means = [smoothed(arm["curves"], key, step) for step in at]
-            ranges = [h - low for h, low in zip(curve["high"], curve["low"], strict=True)]
+            if None in means:
+                continue
+            ends = zip(curve["high"], curve["low"], strict=True)
+            ranges = [high - low for high, low in ends if high is not None]
             tolerance = max(LEAST.get(key, LEAST_SHARE), float(np.mean(ranges)))
             rows.append({**where, "curve": key, "steps": at, "mean": [_round(m) for m in means],
                          "tolerance": _round(tolerance)})  # fmt: skip
