@@ -36,7 +36,9 @@ def summary_table(study: Mapping[str, Any]) -> Group:
     title = "test split: % and points, 95 % intervals, nats and tokens a response"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", "accuracy", "gain", "predicted", "KL", "tokens"):
-        kind: dict[str, Any] = {"justify": "right", "no_wrap": True} if name else {"overflow": "fold"}
+        kind: dict[str, Any] = (
+            {"justify": "right", "no_wrap": True} if name else {"overflow": "fold"}
+        )
         table.add_column(name, **kind)
     for model, found in study["models"].items():
         table.add_row(Text(model, style="bold"))
