@@ -125,6 +125,7 @@ def _model(base: Measurements, questions: Questions) -> dict[str, Any]:
         "samples": base.cells[0].samples,
         "prompts": len(questions.test),
         "never_solved": int((values["test.accuracy"] == 0).sum()),
+        "wording": _wording(base, base, questions.source),
     }
     if "long.first" in values:
         found["long"] = {
