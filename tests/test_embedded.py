@@ -228,3 +228,44 @@ def test_a_loaded_model_knows_what_ends_a_response():
     assert {c.token_ids[-1] for c in group} == set(tokenizer.eos_token_ids)
     (endless,) = Sampler(model, eos_token_ids=()).generate([prompt], params)
     assert all(c.finish_reason == "length" for c in endless)
+
+
+def test_longer_problems_have_one_operator_more_and_right_answers():
+    rows = examples("test", 0, 400, longer=True)
+    shorter = examples("test", 0, 400)
+    for (messages, answer, columns), (before, _, _) in zip(rows, shorter, strict=True):
+        expression = messages[-1]["content"].removeprefix(task.PROMPT)
+        assert int(answer) == eval(expression)
+        assert columns["largest"] <= task.LARGEST
+        plain = before[-1]["content"].removeprefix(task.PROMPT)
+        assert len(re.findall(r"[-+*]", plain)) <= 4
+    for problem in itertools.islice(task.problems("test", 1, longer=True), 200):
+        operators = re.findall(r"[-+*]", problem.expression)
+        assert len(operators) == len(problem.steps) == {"products": 5}.get(problem.kind, 4)
+        assert problem.answer == eval(problem.expression)
+        assert task.results(problem.steps)[0] != problem.answer  # else the short-cut is right
+    kinds = [columns["kind"] for _, _, columns in rows]
+    assert {kind: kinds.count(kind) for kind in task.KINDS} == dict.fromkeys(task.KINDS, 100)
+
+
+def test_no_longer_expression_is_in_two_splits_or_among_the_others():
+    found = {
+        (split, longer): {
+            p.expression for p in itertools.islice(task.problems(split, 0, longer=longer), 600)
+        }
+        for split in task.SPLITS
+        for longer in (False, True)
+    }
+    assert all(len(expressions) == 600 for expressions in found.values())
+    for one, other in itertools.combinations(found.values(), 2):
+        assert not one & other
+
+
+def test_longer_problems_as_data():
+    from fastrl.datasources import load_examples
+
+    found = load_examples("embedded-long", split="test", seed=0, limit=8)
+    rows = examples("test", 0, 8, longer=True)
+    assert [e.messages[-1]["content"] for e in found] == [m[-1]["content"] for m, _, _ in rows]
+    assert [e.answer for e in found] == [answer for _, answer, _ in rows]
+    assert {e.columns["kind"] for e in found} == set(task.KINDS)

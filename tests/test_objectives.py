@@ -125,3 +125,53 @@ def test_beta_and_its_inverse_are_one_setting():
         parse_overrides(Config(), ["--objective", "task", "--objective.beta_inv", "4"]).objective
     )
     assert a.beta == 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--objective.alpha", "2.5"], 2.5 * LP),
+        (["--objective.alpha", "1"], LP),
+        (["--objective.length_norm", "mean"], LP + 3 * LP / LENGTH),
+        (["--objective.length_norm", "power 0.5"], LP + 3 * LP / 2),
+        (["--objective", "task", "--objective.beta", "0.5"], LP + R / 0.5),
+        (
+            ["--objective", "tilted", "--objective.alpha", "2", "--objective.beta", "0.5"],
+            2 * LP + R / 0.5,
+        ),
+    ],
+)
+def test_the_log_of_the_optimum_is_what_the_reward_is_constant_beside(words, expected):
+    """At the optimum, where lpi is its log less log Z, every response has the same reward."""
+    found = objective(*words)
+    lp, r = torch.tensor([LP, -2.0, -9.0]), torch.tensor([R, 0.0, 1.0])
+    lengths = torch.tensor([LENGTH, 1.0, 6.0])
+    log_target = found.log_target(lp, r, lengths)
+    assert log_target.dtype == torch.float64
+    assert log_target[0].item() == pytest.approx(expected)
+    log_z = 0.7
+    reward = found.reward(lp, log_target - log_z, r, lengths)
+    assert reward == pytest.approx(torch.full((3,), (found.beta or 1.0) * log_z), abs=1e-5)
+
+
+def test_an_optimum_without_a_density_has_no_log():
+    one = torch.ones(1)
+    for words in (["--objective", "task"], ["--objective.mode", "likelihood"]):
+        with pytest.raises(UsageError, match="it has no density in p"):
+            objective(*words).log_target(one, one, one)
+
+
+@pytest.mark.parametrize(
+    ("words", "power"),
+    [
+        ([], True),
+        (["--objective.alpha", "1"], True),
+        (["--objective.mode", "likelihood"], False),
+        (["--objective.length_norm", "mean"], False),
+        (["--objective", "task"], False),
+        (["--objective", "task", "--objective.beta", "0.5"], False),
+        (["--objective", "tilted"], False),
+    ],
+)
+def test_which_optima_are_powers(words, power):
+    assert objective(*words).is_power is power

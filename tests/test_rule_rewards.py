@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fastrl.errors import UsageError
-from fastrl.rule_rewards import FormatTags, Repetition, SoftOverlong, completion_text
+from fastrl.rule_rewards import Coin, FormatTags, Repetition, SoftOverlong, completion_text
 
 GOOD = "<think>a < b, so 7</think>\n<answer>7</answer>"
 
@@ -107,3 +107,37 @@ def test_they_have_names_and_can_be_sent_to_another_process():
         assert pickle.loads(pickle.dumps(reward)) == reward
     names = [reward.__name__ for reward in (FormatTags(), SoftOverlong(1), Repetition())]
     assert names == ["format_tags", "soft_overlong", "repetition"]
+
+
+def tosses(count: int, *, same: bool = False, prompt: str = "p") -> list[float]:
+    """The coin of `count` responses to one prompt, in one call."""
+    ids = [[7, 1] if same else [7, i, 1] for i in range(count)]
+    return Coin()(completion_ids=ids, prompts=[prompt] * count, completions=[""] * count)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_coin_is_fair_and_its_tosses_independent(same):
+    """Of different responses, and of equal ones in a group; within three standard errors."""
+    found = tosses(4000, same=same)
+    assert set(found) == {0.0, 1.0}
+    assert abs(sum(found) / 4000 - 0.5) < 3 * 0.5 / 4000**0.5
+    pairs = sum(a == b for a, b in zip(found, found[1:], strict=False)) / 3999
+    assert abs(pairs - 0.5) < 3 * 0.5 / 3999**0.5
+
+
+def test_a_coin_is_the_same_when_a_step_is_computed_again():
+    again = pickle.loads(pickle.dumps(Coin()))
+    ids = [[3, 1], [3, 1], [4, 1]]
+    assert again(completion_ids=ids) == Coin()(completion_ids=ids)
+    assert tosses(64) == tosses(64)
+    # equal responses have the same tosses, whatever is between them
+    between = Coin()(completion_ids=[[7, 1], [9, 1], [7, 1]], prompts=["p"] * 3)
+    assert [between[0], between[2]] == tosses(2, same=True)
+
+
+def test_a_coin_knows_prompts_apart_and_not_what_is_right():
+    share = sum(a == b for a, b in zip(tosses(4000), tosses(4000, prompt="q"), strict=True)) / 4000
+    assert abs(share - 0.5) < 3 * 0.5 / 4000**0.5
+    ids = [[i, 1] for i in range(64)]
+    one, other = ({"answer": [a] * 64, "completions": [t] * 64} for a, t in (("1", "1"), ("1", "")))
+    assert Coin()(completion_ids=ids, **one) == Coin()(completion_ids=ids, **other)
