@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 EVENTS = "events.out.tfevents."
 FINISH_SECONDS = 600  # what Weights & Biases may take to upload the rest at the end
+USED: dict[str, tuple[str, ...]] = {
+    "tensorboard": (
+        "tensorboard.compat.proto.event_pb2",
+        "tensorboard.summary.writer.record_writer",
+    ),
+    "wandb": (),
+}
 NOT_IN_A_PROJECT = "/\\#?%:"  # Weights & Biases takes none of these
 
 
@@ -43,7 +51,7 @@ class Tracker(Protocol):
 def require(config: TrackingConfig) -> None:
     """Raises UsageError for a tracker that cannot be had here, before any work."""
     if config.tensorboard:
-        _require("tensorboard", "tensorboard.summary.writer.record_writer", "tensorboard is false")
+        _require("tensorboard", "tensorboard is false")
     if not config.wandb:
         return
     if bad := sorted(set(config.wandb) & set(NOT_IN_A_PROJECT)):
@@ -51,7 +59,7 @@ def require(config: TrackingConfig) -> None:
             f"tracking.wandb is {config.wandb!r}, and a project's name has no {' '.join(bad)};"
             " give another"
         )
-    wandb = _require("wandb", "wandb", "wandb is empty")
+    wandb = _require("wandb", "wandb is empty")
     if config.wandb_mode == "online":
         try:
             known = wandb.login(verify=False)  # on a terminal it asks
@@ -64,19 +72,18 @@ def require(config: TrackingConfig) -> None:
             )
 
 
-def _require(package: str, module: str, otherwise: str) -> Any:
-    from importlib import import_module
-
+def _require(package: str, otherwise: str) -> Any:
+    """The package, with what is used of it."""
     try:
-        found = import_module(module)
+        found = import_module(package)
         if found.__file__ is None:  # a folder of that name, such as wandb's own files
             raise ModuleNotFoundError(name=package)
+        for module in USED[package]:
+            import_module(module)
         return found
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == package:
-            said = f"{package} is not installed; run: pip install 'fastrl[{package}]'"
-        else:
-            said = f"{package} lacks {error.name}; run: pip install 'fastrl[{package}]'"
+        lacks = "is not installed" if error.name == package else f"lacks {error.name}"
+        said = f"{package} {lacks}; run: pip install 'fastrl[{package}]'"
     except Exception as error:  # such as a version of protobuf that it cannot work with
         said = f"{package} cannot be imported ({_line(error)}); mend its installation"
     raise UsageError(f"{said}, or go without it: tracking.{otherwise}")
