@@ -250,10 +250,18 @@ def test_event_files_have_every_figure_after_a_kill_too(tmp_path):
     assert main(["resume", str(run)]) == 0  # steps 3 and 4 are there already
     assert len(list((run / "tensorboard").iterdir())) == 2
     assert_events_are(run)
-    shutil.rmtree(run / "checkpoints")
-    (run / "checkpoints").mkdir()
     for file in (run / "tensorboard").iterdir():
         file.write_bytes(file.read_bytes()[:500])  # as a power cut may leave them
+    assert main(["resume", str(run)]) == 0
+    assert_events_are(run)
+
+
+def test_a_run_that_is_tracked_later_has_its_curves_from_the_first_step_on(tmp_path):
+    needs("tensorboard")
+    run = tmp_path / "run"
+    assert train(run) == 0
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("tensorboard = false", "tensorboard = true"))
     assert main(["resume", str(run)]) == 0
     assert_events_are(run)
 
