@@ -1,10 +1,10 @@
 """docs/guide.md: every block is run, in order and in one directory.
 
-A block of kind `sh` has commands, one of kind `python` is executed, with the names of those before it,
-unless its first line is the name of a file: then it is that file. What is shown with its full size is
-run small: QUICK goes after the words of `fastrl train` that does not name it, FEW after those of
-`fastrl eval`. A comment `# exit code N: TEXT` is what the command ends with and says. NOT_RUN has the
-reason of every command that is not run, and what is done instead.
+A block of kind `sh` has commands, one of kind `python` is executed, with the names of those before,
+unless its first line is the name of a file: then it is that file. What is shown with its full size
+is run small: QUICK goes after the words of a `fastrl train` that does not name it, FEW after those
+of `fastrl eval`. A comment `# exit code N: TEXT` is what the command ends with and says. NOT_RUN
+has the reason of every command that is not run, and what is done instead.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ BLOCKS = [
 QUICK = {
     "train.max_steps": "2", "sampling.prompts_per_step": "2", "sampling.responses_per_prompt": "2",
     "eval.prompts": "2", "eval.test_prompts": "2", "eval.samples": "2", "checkpoint.every": "1",
-    "train.check": "false",
+    "train.check": "false", "data.limit": "200",
 }  # fmt: skip
 FEW = ["--samples", "2", "--prompts", "4"]
 NOT_RUN = {  # by how a command begins
