@@ -159,8 +159,8 @@ class TensorBoard:
     """Event files in RUN_DIR/tensorboard, a new one each time a run goes on.
 
     A new file declares all steps of older ones void and has them again, which is what a reader
-    takes a restart at step 0 for. Written here rather than by torch.utils.tensorboard, whose thread
-    leaves a caller waiting for ever where the disk is full.
+    takes a restart at step 0 for. Written here rather than by torch.utils.tensorboard, which keeps
+    figures in memory for up to two minutes, and whose thread prints a traceback on a full disk.
     """
 
     name = "TensorBoard"
