@@ -12,7 +12,7 @@ VERL ?= .verl
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastrl-installed
 
-.PHONY: train test test-integrations lint soak sanitize fuzz bench clean
+.PHONY: train test test-browser test-integrations lint soak sanitize fuzz bench clean
 
 train: $(STAMP)
 	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
@@ -20,6 +20,12 @@ train: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow" -k triton $(wildcard tests/test_rows*.py tests/test_*_triton.py)
+
+# the reports in a real browser; the driver is the standard library's (tests/chromium.py)
+test-browser: $(STAMP)
+	@$(BIN)/python -c "import sys; sys.path.insert(0, 'tests'); import chromium; \
+	  sys.exit(None if chromium.find_chromium() else 'No Chromium here: apt-get install chromium')"
+	$(BIN)/pytest -q $(wildcard tests/test_*browser*.py)
 
 test-integrations: $(STAMP)
 	$(BIN)/python -m pip install --quiet --requirement tests/requirements-trl.txt

@@ -14,11 +14,16 @@ setup(
         "fastrl.sampler",
         "fastrl.embedded",
         "fastrl.integrations",
+        "fastrl.page",
         "fastrl.kernels",
         "fastrl.bench",
     ],
     package_dir={"fastrl.kernels": "kernels", "fastrl.bench": "bench"},
-    package_data={"fastrl": ["py.typed", "_C.pyi"], "fastrl.embedded": ["models/*/*", "*.json"]},
+    package_data={
+        "fastrl": ["py.typed", "_C.pyi"],
+        "fastrl.embedded": ["models/*/*", "*.json"],
+        "fastrl.page": ["*.js", "*.css", "vendor/*"],
+    },
     ext_modules=[
         Pybind11Extension(
             "fastrl._C",

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -15,23 +14,21 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from fastrl import __version__, config
 from fastrl.cli_bench import add_bench, bench_command
+from fastrl.cli_run import run_to_end, warn
+from fastrl.cli_study import add_report, add_study, report_command, study_command
 from fastrl.datasources import EVERY_ROW, SPLITS
 from fastrl.distributed import World, joined
-from fastrl.errors import Failure, UsageError, check_folders, reason
+from fastrl.errors import Failure, UsageError, check_folders
+from fastrl.exit_codes import FAILED, OK, STOPPED, USAGE
 from fastrl.grading import MODES, GradingPolicy
 
 if TYPE_CHECKING:
-    from fastrl.display import Display
     from fastrl.evaluate import Evaluation, Request
-    from fastrl.run import Run
-    from fastrl.signals import StopOnSignal
 
 # Threads that wait must sleep, not spin, or one busy program beside a run stops it: a step of the
 # default run on 2 cores takes 0.43 s alone and 12 s then; asleep 0.57 s and 0.65 s. OpenMP reads
 # this when torch is loaded, so it stands before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-OK, FAILED, USAGE, STOPPED = 0, 1, 2, 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add(commands, "eval", eval_command, "pass@k, maj@k and accuracy of a model or run", add_eval)
     _add(commands, "sample", sample_command, "responses of a model to prompts", add_sample)
     _add(commands, "grade", grade_command, "grade the predictions in a JSONL file", add_grade)
+    _add(commands, "study", study_command, "the regimes side by side, with baselines", add_study)
+    _add(commands, "report", report_command, "runs and studies as one HTML file", add_report)
     _add(commands, "bench", bench_command, "time kernels, sampler and grader", add_bench)
     _add(
         commands,
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known.command is None:
             parser.print_help()
             return USAGE
-        if rest and known.command not in ("train", "check"):
+        if rest and known.command not in ("train", "check", "study"):
             raise UsageError(f"unexpected argument {rest[0]!r}; see fastrl {known.command} --help")
         return known.run(known, rest)
     except UsageError as error:
@@ -131,27 +130,15 @@ def train_command(known: argparse.Namespace, rest: list[str]) -> int:
         print(help_text())
         return OK
     if known.dry_run:
-        return _dry_run(_settings(rest), known)
+        return _dry_run(config.from_words(rest), known)
     with joined() as world:
-        settings = _settings(rest)
+        settings = config.from_words(rest)
         for name in ("gpu", "memory", "processes", "json"):
             if getattr(known, name):
                 raise UsageError(f"--{name} is of a dry run; add --dry-run or leave it out")
         from fastrl.run import start
 
-        return _run(lambda say: start(settings, world), world)
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _settings(words: list[str]) -> config.Config:
-    """The configuration of a file, if the first word is one, and of what the others change."""
-    settings = config.Config()
-    if words and not words[0].startswith("--"):
-        settings = config.read_toml(words.pop(0))
-    return config.parse_overrides(settings, words)
+        return run_to_end(lambda say: start(settings, world), world)
 
 
 def _dry_run(settings: config.Config, known: argparse.Namespace) -> int:
@@ -172,7 +159,7 @@ def resume_command(known: argparse.Namespace, rest: list[str]) -> int:
     with joined() as world:
         from fastrl.run import resume
 
-        return _run(lambda say: resume(known.run_dir, say, world), world)
+        return run_to_end(lambda say: resume(known.run_dir, say, world), world)
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +170,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 def check_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl check: the audit of a run, as a table."""
-    settings = _settings(rest)
+    settings = config.from_words(rest)
     from fastrl.check import audit, count
     from fastrl.run import untold
 
@@ -208,130 +195,10 @@ def replay_command(known: argparse.Namespace, rest: list[str]) -> int:
     with joined() as world:
         from fastrl.capsule import replay
 
-        found = replay(Path(known.capsule), _warn, world)
+        found = replay(Path(known.capsule), warn, world)
     _print_table(sys.stdout, known.capsule, ("", "in the capsule", "again"), found.rows())
     print("the same, to the last bit" if found.is_same else "NOT the same")
     return OK if found.is_same else FAILED
-
-
-def _run(make: Callable[[Callable[[str], None]], Run], world: World) -> int:
-    from fastrl.run import resume
-    from fastrl.run_directory import release
-    from fastrl.signals import StopOnSignal
-
-    started = time.perf_counter()
-    try:
-        run = make(_warn)
-        path = run.directory.path
-        with StopOnSignal(at_once=_end_at_once) as stop:
-            while (outcome := _attempt(run, stop)) is None:
-                attempt = run.attempt + 1
-                del run  # its memory before the next's
-                _free_memory()
-                run = resume(path, _warn, world, attempt)
-            if outcome and world.is_first:
-                _report(run, time.perf_counter() - started)
-            return OK if outcome else STOPPED
-    finally:
-        release()
-
-
-def _attempt(run: Run, stop: StopOnSignal) -> bool | None:
-    """Train to the last step; False where the run was stopped on request before, None where it is
-    to be rolled back.
-    """
-    from fastrl.display import Display
-    from fastrl.guard import RollBack
-    from fastrl.run_directory import command
-    from fastrl.tracking import tracked
-
-    title = f"{run.objective.name} ({run.objective.study_name}): converges to"
-    print(f"{title} {run.objective.target}", flush=True)
-    display = Display(
-        run.step,
-        run.config.train.max_steps,
-        memory=run.memory,
-        watchdog=run.config.watchdog,
-        way_out=f"continue with: {command('resume', run.directory.path)}",
-        stop=stop,
-    )
-    try:
-        with display, tracked(run, display.say):
-            return _train(run, display)
-    except RollBack:
-        return None
-
-
-def _free_memory() -> None:
-    """Of what nobody holds any more."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _end_at_once() -> NoReturn:
-    """Without what would be tidied or waited for; what is on the disk is whole."""
-    if sys.__stdout__ and sys.__stdout__.isatty():
-        print("\033[?25h", end="", file=sys.__stdout__, flush=True)  # the cursor
-    print("fastrl: interrupted", file=sys.__stderr__, flush=True)
-    os._exit(FAILED)
-
-
-def _train(run: Run, display: Display) -> bool:
-    """Train to the last step; False where the run was stopped on request before."""
-    from fastrl.run_directory import command
-    from fastrl.train import Stopped, train
-
-    files = run.directory
-    display.say(
-        f"model {run.config.model.name}, data {run.config.data.source}, run in {files.path}"
-    )
-    for line in (*run.notes, str(run.memory)):
-        display.say(line)
-    if run.step == 0:
-        for split in ("validation", "test"):
-            run.evaluate(split, display)
-    try:
-        train(run, display)
-    except Stopped as stop:
-        display.say(f"stopped after step {stop}; continue with: {command('resume', files.path)}")
-        return False
-    run.evaluate("test", display)
-    return True
-
-
-def _report(run: Run, seconds: float) -> None:
-    """The picture, the table of base against trained, and where everything is."""
-    from rich.console import Console
-
-    from fastrl.alerts import LAST_STEPS, alerts
-    from fastrl.curves import draw_curves
-    from fastrl.display import final_table
-
-    objective, files = run.objective, run.directory
-    title = f"{objective.name} ({objective.study_name}): converges to {objective.target}"
-    try:
-        draw_curves(files.read_metrics(), files.read_evaluations(), title, files.curves)
-    except OSError as error:
-        _warn(f"the picture {files.curves} cannot be written: {reason(error)}")
-    tests = [e for e in files.read_evaluations() if e["split"] == "test"]
-    if len(tests) >= 2:
-        Console().print(final_table(tests[0], tests[-1]))
-    places = [
-        ("model", str(files.checkpoints / f"step_{run.step}")),
-        ("metrics", str(files.metrics)),
-        ("completions", str(files.completions)),
-        ("picture", str(files.curves)),
-    ]
-    for text in alerts(files.read_metrics()[-LAST_STEPS:]):
-        print(f"warning: in the last {LAST_STEPS} steps, {text}")
-    for name, path in places:  # plain: a table would break a long path in two
-        print(f"{name:<12} {path}", flush=True)
-    print(f"{run.config.train.max_steps} steps, {seconds:.0f} s")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:

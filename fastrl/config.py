@@ -40,7 +40,8 @@ class ModelConfig:
 class DataConfig:
     source: str = setting(
         "embedded",
-        "embedded, reasoning-gym:NAME[+NAME], FILE.jsonl, FILE.parquet, hf:REPO:SPLIT or a preset",
+        "embedded, embedded-long, reasoning-gym:NAME[+NAME], FILE.jsonl, FILE.parquet,"
+        " hf:REPO:SPLIT or a preset",
     )
     eval_source: str = setting("", "source of the test prompts; empty: the same source's")
     template: str = setting("", "user turn with {prompt}; empty: the source's own")
@@ -77,8 +78,8 @@ class ObjectiveConfig:
 class RewardConfig:
     functions: tuple[str, ...] = setting(
         ("math",),
-        "math, format_tags, soft_overlong, repetition or PACKAGE.MODULE:FUNCTION; summed with"
-        " weights",
+        "math, format_tags, soft_overlong, repetition, random or PACKAGE.MODULE:FUNCTION; summed"
+        " with weights",
     )
     weights: tuple[float, ...] = setting((), "one for each function; empty: all 1")
     mode: Literal["box", "box_or_anchor", "flexible", "hash4", "choice", "tag"] = setting(
@@ -446,6 +447,14 @@ def parse_overrides(config: Config, arguments: Sequence[str]) -> Config:
                 raise UsageError(f"--{name} needs a value; give --{name} VALUE")
         values[key] = value
     return with_values(config, values, from_text=True)
+
+
+def from_words(words: list[str]) -> Config:
+    """The configuration of a file, if the first word is one, and of what the others change."""
+    rest, config = list(words), Config()
+    if rest and not rest[0].startswith("--"):
+        config = read_toml(rest.pop(0))
+    return parse_overrides(config, rest)
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

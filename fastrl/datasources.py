@@ -22,6 +22,7 @@ SPLITS = ("train", "validation", "test")
 EVERY_ROW = "all"  # the split of a source without splits that holds all its rows
 HELD_OUT = 10  # a row in HELD_OUT of a file without splits is kept for validation, one for testing
 GENERATED = 20_000  # rows of a reasoning-gym source without a limit
+EMBEDDED = ("embedded", "embedded-long")
 EMBEDDED_ROWS = 8_500  # the default run sees no prompt twice
 
 # reasoning-gym makes row i from seed + i, and some of its tasks seed numpy, with 32 bits: a run's
@@ -94,12 +95,12 @@ def load_examples(
 ) -> list[Example]:
     """The examples of a `--data` specification.
 
-    `source`: "embedded", "reasoning-gym:NAME[+NAME...]", a .jsonl or .parquet file,
-    "hf:REPO:SPLIT" or a name in PRESETS. `seed` makes the rows of generated tasks. `template` is
-    the user turn with {prompt} in it; None asks to think step by step and to box the answer, except
-    for the embedded task and for rows that come as messages, which stay as they are. `shots` are
-    turns that go before every prompt, user and assistant alternating. Raises UsageError with the
-    way out; a bad row is named by its file, its line and what is wrong. The split "all" is for
+    `source`: "embedded", "embedded-long", "reasoning-gym:NAME[+NAME...]", a .jsonl or .parquet
+    file, "hf:REPO:SPLIT" or a name in PRESETS. `seed` makes the rows of generated tasks. `template`
+    is the user turn with {prompt} in it; None asks to think step by step and to box the answer,
+    except for the embedded task and for rows that come as messages, which stay as they are. `shots`
+    are turns that go before every prompt, user and assistant alternating. Raises UsageError with
+    the way out; a bad row is named by its file, its line and what is wrong. The split "all" is for
     sources without splits: local files and hf:REPO:SPLIT.
     """
     if split not in (*SPLITS, EVERY_ROW):
@@ -122,7 +123,7 @@ def load_examples(
         )
     turns = [{"role": ("user", "assistant")[i % 2], "content": s} for i, s in enumerate(shots)]
     rows = _rows(source, split, seed, limit, task_args or {})
-    if template is None and source == "embedded":
+    if template is None and source in EMBEDDED:
         template = "{prompt}"
     examples = [
         _example(i, where, row, template or TEMPLATE) for i, where, row in islice(rows, limit)
@@ -151,8 +152,8 @@ def _rows(
     source: str, split: str, seed: int, limit: int | None, task_args: Mapping[str, Any]
 ) -> Iterator[Row]:
     kind, _, rest = source.partition(":")
-    if source == "embedded":
-        return _embedded(split, seed, limit)
+    if source in EMBEDDED:
+        return _embedded(source, split, seed, limit)
     if kind == "reasoning-gym":
         return _reasoning_gym(rest, split, seed, limit, task_args)
     if source in PRESETS:
@@ -168,8 +169,8 @@ def _rows(
     if source.endswith((".jsonl", ".parquet")):
         return _held_out(file_rows(Path(source)), split)
     raise UsageError(
-        f"there is no data {source!r}; give embedded, reasoning-gym:NAME, a .jsonl or .parquet"
-        f" file, hf:REPO:SPLIT, or one of {', '.join(PRESETS)}"
+        f"there is no data {source!r}; give embedded, embedded-long, reasoning-gym:NAME, a .jsonl"
+        f" or .parquet file, hf:REPO:SPLIT, or one of {', '.join(PRESETS)}"
     )
 
 
@@ -223,13 +224,14 @@ def _turns(where: str, messages: Any) -> tuple[Mapping[str, str], ...]:
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)
 
 
-def _embedded(split: str, seed: int, limit: int | None) -> Iterator[Row]:
+def _embedded(source: str, split: str, seed: int, limit: int | None) -> Iterator[Row]:
     from fastrl.embedded import examples
 
-    rows = examples(split, seed, limit or EMBEDDED_ROWS)
+    longer = source == "embedded-long"
+    rows = examples(split, seed, limit or EMBEDDED_ROWS, longer=longer)
     for i, (messages, answer, columns) in enumerate(rows):
         question = messages[-1]["content"]
-        yield i, f"embedded row {i}", {"prompt": question, "answer": answer, **columns}
+        yield i, f"{source} row {i}", {"prompt": question, "answer": answer, **columns}
 
 
 def _reasoning_gym(

@@ -1,14 +1,12 @@
 """pass@k, maj@k, accuracy and lengths of a policy on a set of prompts, with intervals.
 
-Legend: P: prompts, n: samples a prompt, c: correct ones among them, B: bootstrap resamples.
+Legend: P: prompts, n: samples a prompt.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ from fastrl.grading import Grade, grade
 from fastrl.model import load_model
 from fastrl.prompts import Tokenized
 from fastrl.sampler import Event, PromptKey, Sampler, SamplingParams
+from fastrl.statistics import bootstrap_interval, maj_at_k, pass_at_k, powers_of_two
 from fastrl.tokenizer import Tokenizer, load_tokenizer
 from fastrl.types import Completion
 from fastrl.wire import exchange
 
-RESAMPLES = 2_000  # of the bootstrap
-MAJORITY_DRAWS = 1_000  # subsets a prompt for maj@k
 LONGEST = 1_024  # tokens of a response where neither a run nor the user says
 
 
@@ -52,13 +49,13 @@ class Evaluation:
         """The figures: shares, tokens, and a 95 % interval of the accuracy over prompts."""
         correct_Pn = self.correct_Pn
         samples = correct_Pn.shape[1]
-        powers = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples]
+        powers = powers_of_two(samples)
         lengths = np.array([[len(c.token_ids) for c in row] for row in self.completions])
         ends = [c.finish_reason for row in self.completions for c in row]
         answered = [g.answer is not None for row in self.grades for g in row]
         return {
-            **{f"pass@{k}": pass_at_k(correct_Pn.sum(1), samples, k) for k in powers},
-            **{f"maj@{k}": maj_at_k(self.answer_ids(), correct_Pn, k, self.seed) for k in powers},
+            **{f"pass@{k}": float(v.mean()) for k, v in self.pass_at(powers).items()},
+            **{f"maj@{k}": float(v.mean()) for k, v in self.maj_at(powers).items()},
             "accuracy": float(correct_Pn.mean()),
             "ci95": list(bootstrap_interval(correct_Pn.mean(1), self.seed)),
             "length_mean": float(lengths.mean()),
@@ -68,6 +65,16 @@ class Evaluation:
             "truncated_share": ends.count("length") / len(ends),
             "no_answer_share": 1 - sum(answered) / len(answered),
         }
+
+    def pass_at(self, ks: Sequence[int]) -> dict[int, np.ndarray]:
+        """pass@k of each prompt, [P], for each k."""
+        correct_Pn = self.correct_Pn
+        return {k: pass_at_k(correct_Pn.sum(1), correct_Pn.shape[1], k) for k in ks}
+
+    def maj_at(self, ks: Sequence[int]) -> dict[int, np.ndarray]:
+        """maj@k of each prompt, [P], for each k."""
+        ids_Pn, correct_Pn = self.answer_ids(), self.correct_Pn
+        return {k: maj_at_k(ids_Pn, correct_Pn, k, self.seed) for k in ks}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One object a response, as `fastrl grade` reads them, with the verdict."""
@@ -147,93 +154,6 @@ def evaluate(
     grades = [[response[2] for response in row if response[2] is not None] for row in rows]
     golds = [e.answer for e in examples]
     return Evaluation(prompts, completions, texts, grades, golds, seed)
-
-
-def pass_at_k(correct_P: np.ndarray, n: int, k: int) -> float:
-    """The chance that one of k samples is right, unbiased: mean of 1 - C(n-c, k) / C(n, k).
-
-    `correct_P`: right samples of each prompt out of n (Chen et al. 2021, arXiv:2107.03374).
-    """
-    if not 1 <= k <= n:
-        raise UsageError(f"pass@{k} needs 1 to {n} of the {n} samples; lower k or sample more")
-    return float(np.mean([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in correct_P]))
-
-
-def maj_at_k(ids_Pn: np.ndarray, correct_Pn: np.ndarray, k: int, seed: int = 0) -> float:
-    """The chance that the most frequent answer of k samples is right, ties broken evenly.
-
-    `ids_Pn`: equal non-negative numbers for equal answers, -1 for none, which never votes. The k
-    are drawn without replacement: every subset where there are at most MAJORITY_DRAWS, else that
-    many seeded draws.
-    """
-    n = ids_Pn.shape[1]
-    if not 1 <= k <= n:
-        raise UsageError(f"maj@{k} needs 1 to {n} of the {n} samples; lower k or sample more")
-    if math.comb(n, k) <= MAJORITY_DRAWS:
-        from itertools import combinations
-
-        subsets = np.array(list(combinations(range(n), k)), np.int64)
-    else:
-        rng = np.random.default_rng(seed)
-        subsets = np.argsort(rng.random((MAJORITY_DRAWS, n)), axis=1)[:, :k].astype(np.int64)
-    return float(_majority()(ids_Pn.astype(np.int64), correct_Pn, subsets))
-
-
-def bootstrap_interval(
-    values_P: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean, prompts resampled with replacement, seeded."""
-    means = _bootstrap()(values_P.astype(np.float64), resamples, seed % 2**32)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=1)
-def _bootstrap() -> Callable[..., np.ndarray]:
-    import numba  # half a second that only an evaluation needs
-
-    @numba.njit
-    def bootstrap(values_P, resamples, seed):
-        np.random.seed(seed)
-        means_B = np.empty(resamples)
-        for b in range(resamples):
-            total = 0.0
-            for _ in range(len(values_P)):
-                total += values_P[np.random.randint(len(values_P))]
-            means_B[b] = total / len(values_P)
-        return means_B
-
-    return bootstrap
-
-
-@lru_cache(maxsize=1)
-def _majority() -> Callable[..., float]:
-    import numba
-
-    @numba.njit
-    def majority(ids_Pn, correct_Pn, subsets):
-        total = 0.0
-        votes = np.zeros(ids_Pn.shape[1] + 2, np.int64)
-        right = np.zeros(ids_Pn.shape[1] + 2, np.bool_)
-        for p in range(ids_Pn.shape[0]):
-            for subset in subsets:
-                votes[:] = 0
-                for i in subset:
-                    if ids_Pn[p, i] >= 0:
-                        votes[ids_Pn[p, i]] += 1
-                        right[ids_Pn[p, i]] = correct_Pn[p, i]
-                most = votes.max()
-                if most == 0:
-                    continue
-                winners, won = 0, 0
-                for a in range(len(votes)):
-                    if votes[a] == most:
-                        winners += 1
-                        won += right[a]
-                total += won / winners
-        return total / (ids_Pn.shape[0] * len(subsets))
-
-    return majority
 
 
 @dataclass(frozen=True)

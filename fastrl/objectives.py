@@ -43,6 +43,12 @@ class Objective:
         return self.name != "sharpen"
 
     @property
+    def is_power(self) -> bool:
+        """Whether the optimum is p^alpha / Z."""
+        tempered = self.name == "sharpen" and self.mode == "tempered"
+        return tempered and self.length_norm == "sum"
+
+    @property
     def study_name(self) -> str:
         """The regime by the study's name."""
         if self.name == "sharpen":
@@ -94,6 +100,20 @@ class Objective:
             return (self.alpha - 1) * normed + (lp - lpi)
         assert self.beta is not None
         return r + self.beta * ((self.alpha - 1) * normed + (lp - lpi))
+
+    def log_target(
+        self, ref_logprob_sum: torch.Tensor, task_reward: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """The log of the optimum's density in each response, without its log Z, fp64 [responses].
+
+        It is what the reward is without its -lpi, over beta where there is one. Raises UsageError
+        for an optimum that has no density: of pure likelihood, and of the task reward alone.
+        """
+        if not self.uses_likelihood or self.mode == "likelihood":
+            raise UsageError(f"the optimum of {self.name} is {self.target}: it has no density in p")
+        zero = torch.zeros_like(ref_logprob_sum)
+        reward = self.reward(ref_logprob_sum, zero, task_reward, lengths)
+        return reward if self.beta is None else reward / self.beta
 
 
 def make_objective(config: ObjectiveConfig, temperature: float = 1.0) -> Objective:

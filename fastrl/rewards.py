@@ -11,7 +11,7 @@ from pathlib import Path
 from fastrl.config import RewardConfig
 from fastrl.errors import UsageError
 from fastrl.grading import Grade
-from fastrl.rule_rewards import FormatTags, Repetition, SoftOverlong
+from fastrl.rule_rewards import Coin, FormatTags, Repetition, SoftOverlong
 from fastrl.types import Completion, Prompt, Scored
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -25,6 +25,7 @@ RULES: dict[str, Callable[[RewardConfig, int], RewardFunction]] = {
     "format_tags": lambda c, _: FormatTags(c.tags),
     "soft_overlong": lambda c, longest: SoftOverlong(c.max_tokens or longest, c.buffer_tokens),
     "repetition": lambda c, _: Repetition(c.ngram_tokens, c.max_penalty),
+    "random": lambda c, _: Coin(),
 }
 
 

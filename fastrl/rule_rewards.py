@@ -1,4 +1,4 @@
-"""Rewards by rule, beside the verifier's: format, length, repetition; in TRL's signature.
+"""Rewards by rule, beside the verifier's: format, length, repetition, chance; TRL's signature.
 
 Each is made with its settings and called as `reward(completions=..., **columns)`, with texts or
 chat messages; `completion_ids` holds each completion's token ids, the end token included.
@@ -6,7 +6,9 @@ chat messages; `completion_ids` holds each completion's token ids, the end token
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,3 +112,30 @@ class Repetition:
             return 1.0
         ngrams = zip(*(ids[i:] for i in range(self.ngram_tokens)), strict=False)
         return len(set(ngrams)) / count
+
+
+@dataclass(frozen=True)
+class Coin:
+    """0 or 1 by chance, whatever the response: the control of a study of rewards.
+
+    By a hash of the prompt, the tokens and how often both came before in the same call, so that a
+    step computed again has the same rewards, and equal responses of a group have independent ones.
+    """
+
+    __name__ = "random"
+
+    def __call__(
+        self,
+        completion_ids: Sequence[Sequence[int]],
+        prompts: Sequence[Any] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        asked = [""] * len(completion_ids) if prompts is None else prompts
+        seen: Counter[str] = Counter()
+        values = []
+        for prompt, ids in zip(asked, completion_ids, strict=True):
+            text = f"{prompt}\0{' '.join(map(str, ids))}"
+            digest = hashlib.blake2b(f"{text}\0{seen[text]}".encode(), digest_size=1).digest()
+            seen[text] += 1
+            values.append(float(digest[0] & 1))
+        return values

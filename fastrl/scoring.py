@@ -95,15 +95,26 @@ def score(
     model: Policy, batch: Batch, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of the response tokens of a packed batch, [M] each, no gradient."""
+    [found] = score_at(model, batch, (temperature,))
+    return found
+
+
+def score_at(
+    model: Policy, batch: Batch, temperatures: Sequence[float]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """As `score`, at each of several temperatures, from the same hidden states."""
     with torch.no_grad():
         hidden_MD, targets_M = response_rows(model, batch)
-        return ops.linear_logprobs_and_entropy(
-            hidden_MD,
-            model.head_weight,
-            targets_M,
-            temperature=temperature,
-            valid_vocab=model.valid_vocab,
-        )
+        return [
+            ops.linear_logprobs_and_entropy(
+                hidden_MD,
+                model.head_weight,
+                targets_M,
+                temperature=temperature,
+                valid_vocab=model.valid_vocab,
+            )
+            for temperature in temperatures
+        ]
 
 
 def score_batch(

@@ -111,7 +111,10 @@ def test_a_source_distribution_is_whole(tmp_path):
         "fastrl/ops/definition.py",
         "fastrl/sampler/engine.py",
     ]
-    for pattern in ("csrc/**/*.h", "csrc/**/*.cpp", "fastrl/*.py", "fastrl/embedded/models/*/*"):
+    for pattern in (
+        *("csrc/**/*.h", "csrc/**/*.cpp", "fastrl/*.py", "fastrl/embedded/models/*/*"),
+        *("fastrl/page/*.py", "fastrl/page/*.js", "fastrl/page/*.css", "fastrl/page/vendor/*"),
+    ):
         found = [str(p.relative_to(ROOT)) for p in ROOT.glob(pattern)]
         assert found, pattern
         wanted += found

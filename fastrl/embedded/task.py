@@ -177,22 +177,34 @@ def _part(expression: str) -> int:
     return hashlib.sha256(expression.encode()).digest()[0] % 20
 
 
-def problems(split: str, seed: int) -> Iterator[Problem]:
+def _longer(
+    rng: random.Random, expression: str, steps: tuple[Step, ...]
+) -> tuple[str, tuple[Step, ...]]:
+    """The same with one more operator at its end."""
+    operator, number = rng.choice("+-"), rng.randint(2, 40)
+    last = Step(Ref(len(steps) - 1), operator, number)
+    return f"{expression}{operator}{number}", (*steps, last)
+
+
+def problems(split: str, seed: int, *, longer: bool = False) -> Iterator[Problem]:
     """Different problems of a split without end, its kinds in turn at random.
 
     The same seed gives the same problems. No expression is in two splits. The order of kinds is a
-    fresh shuffle every four problems, so that any count holds them in equal parts.
+    fresh shuffle every four problems, so that any count holds them in equal parts. `longer`
+    problems have one operator more than any that the models were made from.
 
     Raises UsageError for another split.
     """
     if split not in SPLITS:
         raise UsageError(f"the embedded task has no split {split!r}: name {', '.join(SPLITS)}")
-    rng = random.Random(f"fastrl embedded {split} {seed}")
+    rng = random.Random(f"fastrl embedded {split} {seed}{' longer' if longer else ''}")
     seen = set()
     while True:
         for kind in rng.sample(list(KINDS), len(KINDS)):
             while True:
                 expression, steps = KINDS[kind](rng)
+                if longer:
+                    expression, steps = _longer(rng, expression, steps)
                 if (
                     expression not in seen
                     and _part(expression) in SPLITS[split]
@@ -205,7 +217,7 @@ def problems(split: str, seed: int) -> Iterator[Problem]:
 
 
 def examples(
-    split: str, seed: int, count: int
+    split: str, seed: int, count: int, *, longer: bool = False
 ) -> list[tuple[list[dict[str, str]], str, dict[str, Any]]]:
     """`count` rows of a split: chat messages, the answer, and the columns kind and largest number.
 
@@ -215,7 +227,7 @@ def examples(
     if not 0 <= count <= MOST_ROWS:
         raise UsageError(f"{count} rows of the embedded task: ask for 0 to {MOST_ROWS}")
     rows = []
-    for problem in itertools.islice(problems(split, seed), count):
+    for problem in itertools.islice(problems(split, seed, longer=longer), count):
         columns = {"kind": problem.kind, "largest": max(results(problem.steps))}
         rows.append((problem.messages, str(problem.answer), columns))
     return rows

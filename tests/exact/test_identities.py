@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from trie import TablePolicy
 
 from fastrl.advantages import rloo
 from fastrl.config import ObjectiveConfig
 from fastrl.objectives import make_objective
+from fastrl.study.trie import TablePolicy
 
 ALPHAS = [0.5, 1.0, 1.25, 2.0, 4.0]
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from trie import END, TablePolicy, Trainer, scored, total_variation
 
 from fastrl.config import ObjectiveConfig
 from fastrl.losses import LossSpec
 from fastrl.scoring import score_responses
 from fastrl.step import advantage, backward, pack_responses, reward
+from fastrl.study.trie import END, TablePolicy, Trainer, scored, total_variation
 
 STAGES = ((0.1, 120), (0.03, 100), (0.01, 80))
 TARGETS = [

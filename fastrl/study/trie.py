@@ -7,6 +7,7 @@ trie that ends with token 0, or is cut at the length limit: a truncated response
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from fastrl.losses import LossSpec
 from fastrl.objectives import Objective, make_objective
 from fastrl.optim import Optimizer
 from fastrl.step import Learner, StepResult, train_step
-from fastrl.types import Completion, Prompt, Scored
+from fastrl.types import Completion, Policy, Prompt, Scored
 
 END = 0
 OPTIM = OptimConfig(schedule="constant", lr=0.1, weight_decay=0.0, warmup_steps=0)
@@ -46,7 +47,8 @@ class TablePolicy(nn.Module):
 
     def responses(self) -> list[tuple[int, ...]]:
         """Every response."""
-        open_, done = [()], []
+        open_: list[tuple[int, ...]] = [()]
+        done: list[tuple[int, ...]] = []
         for _ in range(self.max_tokens):
             done += [(*prefix, END) for prefix in open_]
             open_ = [(*prefix, s) for prefix in open_ for s in range(1, self.symbols + 1)]
@@ -67,7 +69,8 @@ class TablePolicy(nn.Module):
     def sample(self, rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """One response and its log-probs, token by token."""
         logprobs = torch.log_softmax(self.logits.detach(), -1).numpy()
-        node, tokens, chosen = 0, [], []
+        node, chosen = 0, []
+        tokens: list[int] = []
         while len(tokens) < self.max_tokens and (not tokens or tokens[-1] != END):
             token = int((logprobs[node] + rng.gumbel(size=self.valid_vocab)).argmax())
             tokens.append(token)
@@ -115,8 +118,8 @@ class Trainer:
             y: float(v) for y, v in zip(responses, rng.random(len(responses)) < right, strict=True)
         }
         learner = Learner(
-            policy=policy,
-            reference=reference,
+            policy=cast(Policy, policy),
+            reference=cast(Policy, reference),
             objective=make_objective(objective),
             spec=spec or LossSpec(on_policy=True),
             advantage="rloo",
@@ -126,9 +129,36 @@ class Trainer:
         )
         return cls(policy, learner, task, rng, group_size)
 
+    @classmethod
+    def of(
+        cls,
+        logits: torch.Tensor,
+        task_reward: dict[tuple[int, ...], float],
+        max_tokens: int,
+        objective: ObjectiveConfig,
+        *,
+        seed: int = 0,
+        group_size: int = 64,
+    ) -> Trainer:
+        """From given logits, [prefixes, symbols + 1], and task rewards of all responses."""
+        symbols = logits.shape[1] - 1
+        made = cls.make(
+            objective, symbols=symbols, max_tokens=max_tokens, seed=seed, group_size=group_size
+        )
+        with torch.no_grad():
+            for policy in (made.policy, made.reference):
+                policy.logits.copy_(logits)
+        made.task_reward = task_reward
+        return made
+
     @property
     def objective(self) -> Objective:
         return self.learner.objective
+
+    @property
+    def reference(self) -> TablePolicy:
+        """The frozen copy."""
+        return cast(TablePolicy, self.learner.reference)
 
     def step(self, index: int, groups: int = 4) -> StepResult:
         sampled = [[self._sample() for _ in range(self.group_size)] for _ in range(groups)]
@@ -153,7 +183,7 @@ class Trainer:
         """The stated optimum, from its formula: p^alpha exp(r / beta) / Z."""
         alpha = self.objective.alpha or 1.0
         beta = self.objective.beta
-        base = self.learner.reference.distribution()
+        base = self.reference.distribution()
         weight = {
             y: p**alpha * (np.exp(self.task_reward[y] / beta) if beta else 1.0)
             for y, p in base.items()
