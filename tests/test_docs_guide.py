@@ -3,7 +3,7 @@
 A block of kind `sh` has commands, one of kind `python` is executed, with the names of those before,
 unless its first line is the name of a file: then it is that file. What is shown with its full size
 is run small: QUICK goes after the words of a `fastrl train` that does not name it, FEW after those
-of `fastrl eval`. A comment `# exit code N: TEXT` is what the command ends with and says. NOT_RUN
+of `fastrl eval`, STUDY after those of `fastrl study`. A comment `# exit code N: TEXT` is what the command ends with and says. NOT_RUN
 has the reason of every command that is not run, and what is done instead.
 """
 
@@ -34,6 +34,11 @@ QUICK = {
     "train.check": "false", "data.limit": "200",
 }  # fmt: skip
 FEW = ["--samples", "2", "--prompts", "4"]
+STUDY = {
+    "train.max_steps": "1", "sampling.prompts_per_step": "2", "sampling.responses_per_prompt": "2",
+    "eval.prompts": "2", "train.check": "false", "prompts": "4", "samples": "2",
+    "samples-of-others": "2", "long-prompts": "0", "template-prompts": "0",
+}  # fmt: skip
 NOT_RUN = {  # by how a command begins
     "make ": "installs packages; the target has to be there",
     "pip ": "installs packages; the extras have to be there",
@@ -58,7 +63,7 @@ def test_every_block_is_counted():
     listed = [words for _, kind, text in BLOCKS if kind == "sh" for words, _, _ in commands(text)]
     left_out = [w for w in listed if any(f"{shlex.join(w)} ".startswith(k) for k in NOT_RUN)]
     python = [text for _, kind, text in BLOCKS if kind == "python"]
-    assert (len(listed) - len(left_out), len(left_out), len(python)) == (30, 10, 8)
+    assert (len(listed) - len(left_out), len(left_out), len(python)) == (32, 10, 8)
     assert {words[0] for words in listed} == {"fastrl", *(k.split()[0] for k in NOT_RUN)}
 
 
@@ -66,6 +71,8 @@ def small(words):
     """The words of a command of fastrl, with what makes it quick."""
     if words[0] == "eval":
         return [*words, *FEW]
+    if words[0] == "study":
+        return [*words, *(w for k, v in STUDY.items() for w in (f"--{k}", v))]
     if words[0] != "train" or {"--dry-run", "--help", "--help-metrics"} & set(words):
         return words
     given = " ".join(words).replace("-", "_")
