@@ -17,6 +17,7 @@ from fastrl.exit_codes import FAILED, OK, STOPPED
 
 if TYPE_CHECKING:
     from fastrl.config import Config
+    from fastrl.study.conductor import Outcome
     from fastrl.study.plan import Cell, Plan, StudySettings
     from fastrl.study.verify import Compared
 
@@ -70,7 +71,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
 
 def study_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl study: every cell that is not done, then study.json and report.html."""
-    from fastrl.study.cell import PLAN
+    from fastrl.study.cell import PLAN, alone
     from fastrl.study.plan import CELLS, read_plan, write_plan
 
     if known.cell:
@@ -96,12 +97,15 @@ def study_command(known: argparse.Namespace, rest: list[str]) -> int:
     _check_data(plan)
     try:
         durable.make_directories([directory / CELLS])
-        write_plan(plan, directory / PLAN)
+        with alone(directory):
+            write_plan(plan, directory / PLAN)
+            plan, outcome, seconds = _conducted(plan, directory, known)
     except OSError as error:
         raise UsageError(
-            f"the directory {directory} cannot be made: {error.strerror}; give another --output-dir"
+            f"the directory {directory} cannot be written: {error.strerror}; give another"
+            " --output-dir"
         ) from None
-    return _conduct(plan, directory, known)
+    return _told(plan, directory, known, outcome, seconds)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -330,30 +334,40 @@ def _replace_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _conduct(plan: Plan, directory: Path, known: argparse.Namespace) -> int:
-    from fastrl.run_directory import command
+def _conducted(
+    plan: Plan, directory: Path, known: argparse.Namespace
+) -> tuple[Plan, Outcome, float]:
+    """The plan as it is at the end, what became of its cells, and the seconds it took."""
     from fastrl.signals import StopOnSignal
-    from fastrl.study.cell import PLAN, alone
+    from fastrl.study.cell import PLAN
     from fastrl.study.conductor import conduct, usual_jobs
     from fastrl.study.plan import read_plan
 
     jobs = usual_jobs() if known.jobs is None else known.jobs
     started = time.perf_counter()
-    with alone(directory), StopOnSignal() as stop:
+    with StopOnSignal() as stop:
         while True:
             with _Progress(len(plan.cells)) as progress:
                 outcome = conduct(plan, directory, jobs, stop, progress.show)
             tried, plan = plan, read_plan(directory / PLAN)  # learning rates may be known now
             if plan == tried or outcome.stopped or outcome.failed:
-                break
-    again = command("study --output-dir", directory)
+                return plan, outcome, time.perf_counter() - started
+
+
+def _told(
+    plan: Plan, directory: Path, known: argparse.Namespace, outcome: Outcome, seconds: float
+) -> int:
+    """What is printed of it, with the files that are made of all cells; the exit code."""
+    from fastrl.run_directory import command
+
     for name, why in outcome.failed.items():
         print(f"fastrl: the cell {name} failed:\n{why}")
     if outcome.stopped:
+        again = command("study --output-dir", directory)
         print(f"stopped with {len(outcome.done)} of {len(plan.cells)} cells done; go on: {again}")
         return STOPPED
     study = _conclude(plan, directory)
-    print(f"{len(outcome.done)} of {len(plan.cells)} cells, {time.perf_counter() - started:.0f} s")
+    print(f"{len(outcome.done)} of {len(plan.cells)} cells, {seconds:.0f} s")
     differs = known.verify and not _verified(study, Path(known.verify))
     return FAILED if outcome.failed or differs else OK
 

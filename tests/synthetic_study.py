@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrl.config import Config, write_toml
 from fastrl.statistics import powers_of_two
-from fastrl.study.cell import BEST, LAST, files_of, run_config
+from fastrl.study.cell import BEST, LAST, files_of, make_perturbed, run_config
 from fastrl.study.measure import Measured, Questions, Values
 from fastrl.study.plan import BASE, BASELINES, Cell, Plan, StudySettings, make_plan, write_plan
 from fastrl.study.wording import rewordings
@@ -29,6 +29,7 @@ def make_study(directory: Path, settings: StudySettings, spoken: str = "\\boxed{
     for i, cell in enumerate(plan.cells):
         files = files_of(directory, cell)
         files.path.mkdir(parents=True)
+        make_perturbed(plan, directory, cell)
         rng = np.random.default_rng(i)
         if cell.arm == BASELINES:
             _baselines(plan, cell, files.write, rng)
@@ -39,7 +40,8 @@ def make_study(directory: Path, settings: StudySettings, spoken: str = "\\boxed{
             {a.name: LOG_Z for a in plan.arms if a.kind == "sharpen"} if cell.arm == BASE else {},
         )
         for which in (LAST, BEST):
-            files.write(which, measured, {"step": STEPS if cell.trains else 0})
+            about = {"step": STEPS if cell.trains else 0, "arms": [a.name for a in plan.arms]}
+            files.write(which, measured, about)
         if cell.trains:
             _run(directory, cell, rng)
     return plan
@@ -65,7 +67,7 @@ def _values(plan: Plan, cell: Cell, questions: Questions, rng: np.random.Generat
         values[f"test.greedy@{name}"] = (rng.random(some) < accuracy).astype(float)
         values[f"test.flipped@{name}"] = (rng.random(some) < 0.3).astype(float)
     if longer:
-        values["long.right"] = rng.binomial(2, 0.3, longer).astype(float)
+        values["long.second"] = rng.binomial(2, 0.3, longer).astype(float)
         values["long.n"] = np.full(longer, float(cell.samples))
     if cell.arm == BASE:
         values["base.covariance"] = rng.normal(0.3, 0.1, prompts)
@@ -73,7 +75,7 @@ def _values(plan: Plan, cell: Cell, questions: Questions, rng: np.random.Generat
         for k in powers_of_two(cell.samples):
             values[f"base.best@{k}"] = right
         if longer:
-            values["long.again"] = rng.binomial(2, 0.3, longer).astype(float)
+            values["long.first"] = rng.binomial(2, 0.3, longer).astype(float)
         for arm in plan.arms:
             values[f"predicted.{arm.name}"] = rng.random(prompts)
     return values
