@@ -3,8 +3,9 @@
 A block of kind `sh` has commands, one of kind `python` is executed, with the names of those before,
 unless its first line is the name of a file: then it is that file. What is shown with its full size
 is run small: QUICK goes after the words of a `fastrl train` that does not name it, FEW after those
-of `fastrl eval`, STUDY after those of `fastrl study`. A comment `# exit code N: TEXT` is what the command ends with and says. NOT_RUN
-has the reason of every command that is not run, and what is done instead.
+of `fastrl eval`, STUDY after those of `fastrl study`. A comment `# exit code N: TEXT` is what the
+command ends with and says. NOT_RUN has the reason of every command that is not run, and what is
+done instead.
 """
 
 import importlib.util
