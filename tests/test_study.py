@@ -82,7 +82,7 @@ def test_what_is_done_is_not_done_again(done, capsys, monkeypatch, tmp_path):
     before = times(done)
     monkeypatch.chdir(tmp_path)  # and by another path than it began with
     assert study("--output-dir", done) == OK
-    assert times(done) == before and len(before) == 4
+    assert times(done) == before != {}
     assert "2 of 2 cells" in capsys.readouterr().out
 
 
