@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: build, then one of five parts, each in 8 minutes at most.
+# On a machine with a GPU: build, then one of six parts, each in 8 minutes at most.
 #
-#     bash bench/gpu.sh [kernels|sampler|costs|recipes|trl] [OUT]    PYTHON=python3 has torch and triton
+#     bash bench/gpu.sh [kernels|sampler|costs|recipes|trl|study] [OUT]    PYTHON=python3 has torch and triton
 #
 # kernels: tests of the compiled kernels, wild accesses, benchmarks. sampler: its tests, its benchmarks, row by
 # row. costs: what a training step costs over four sweeps. recipes: state in host memory, and two steps of each
 # of the study's runs at its shapes, random weights. trl (which must be installed): steps beside TRL's and inside
-# of it, of the model directory in MODEL (default: the embedded one). Leaves their output, kernels.json, sampler.json and costs.json,
+# of it, of the model directory in MODEL (default: the embedded one). study: learning rates and seeds of sharpening and of
+# task reward on MODEL, the settings in CONFIG (default: configs/smollm2.toml, whose directory MODEL has to be), JOBS (4)
+# cells at once; the same call goes on with it. Leaves their output, kernels.json, sampler.json and costs.json,
 # their tables, roofline.png and costs.png in OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:-kernels}
 out=${2:-bench/results/gpu}
-case $part in kernels | sampler | costs | recipes | trl) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs, recipes, trl" >&2; exit 2 ;; esac
+case $part in kernels | sampler | costs | recipes | trl | study) ;; *) echo "gpu.sh: the part is $part; allowed: kernels, sampler, costs, recipes, trl, study" >&2; exit 2 ;; esac
 python=${PYTHON:-python3}
 failed=0
 mkdir -p "$out"
@@ -52,6 +54,12 @@ if [ "$part" = trl ]; then
     step trl 200 trl.txt "$python" -m fastrl.cli bench step --only trl --model "$model" --out "$out/trl.json"
     step step 200 step.txt "$python" -m fastrl.cli bench step --only step --model "$model" --out "$out/step.json"
     step trl-table 10 trl.md "$python" bench/table.py "$out/trl.json"
+    exit "$failed"
+fi
+if [ "$part" = study ]; then
+    step study 450 study.txt "$python" -m fastrl.cli study "${CONFIG:-configs/smollm2.toml}" --model "${MODEL:-embedded}" \
+        --arms sharpen,task --lrs 1e-5,2e-5,4e-5 --seeds 5 --samples 64 --baselines --jobs "${JOBS:-4}" --eval.prompts 128 \
+        --output-dir "$out/study"
     exit "$failed"
 fi
 if [ "$part" = recipes ]; then

@@ -53,18 +53,20 @@ def _attempt(run: Run, stop: StopOnSignal) -> bool | None:
     from fastrl.display import Display
     from fastrl.guard import RollBack
     from fastrl.run_directory import command
+    from fastrl.tracking import tracked
 
     title = f"{run.objective.name} ({run.objective.study_name}): converges to"
     print(f"{title} {run.objective.target}", flush=True)
+    display = Display(
+        run.step,
+        run.config.train.max_steps,
+        memory=run.memory,
+        watchdog=run.config.watchdog,
+        way_out=f"continue with: {command('resume', run.directory.path)}",
+        stop=stop,
+    )
     try:
-        with Display(
-            run.step,
-            run.config.train.max_steps,
-            memory=run.memory,
-            watchdog=run.config.watchdog,
-            way_out=f"continue with: {command('resume', run.directory.path)}",
-            stop=stop,
-        ) as display:
+        with display, tracked(run, display.say):
             return _train(run, display)
     except RollBack:
         return None

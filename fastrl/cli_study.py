@@ -42,6 +42,8 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add("--alphas", metavar="A,A", help="of sharpen and tilted; default: 4")
     add("--betas", metavar="B,B", help="of tilted and task-kl; default: 0.01")
     add("--seeds", type=int, metavar="N", help="runs of each arm; default: 3")
+    add("--lrs", metavar="L,L", help="each arm's learning rate is the one of these with the best"
+        " accuracy on the validation split, of one run each")  # fmt: skip
     add("--models", metavar="M,M", help="default: --model.name")
     add("--length-norms", metavar="L,L", help="of sum, mean, 'power W'; default: sum")
     add("--fixed-length", action="store_true", help="also every arm with ignore_eos")
@@ -69,8 +71,8 @@ def add_study(parser: argparse.ArgumentParser) -> None:
 
 def study_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl study: every cell that is not done, then study.json and report.html."""
-    from fastrl.study.cell import CELLS, PLAN, alone
-    from fastrl.study.plan import read_plan, write_plan
+    from fastrl.study.cell import PLAN, alone
+    from fastrl.study.plan import CELLS, read_plan, write_plan
 
     if known.cell:
         if not known.output_dir:
@@ -97,7 +99,7 @@ def study_command(known: argparse.Namespace, rest: list[str]) -> int:
         durable.make_directories([directory / CELLS])
         with alone(directory):
             write_plan(plan, directory / PLAN)
-            outcome, seconds = _conducted(plan, directory, known)
+            plan, outcome, seconds = _conducted(plan, directory, known)
     except OSError as error:
         raise UsageError(
             f"the directory {directory} cannot be written: {error.strerror}; give another"
@@ -181,7 +183,7 @@ def _read(given: Mapping[str, Any]) -> dict[str, Any]:
     from fastrl.study.plan import parse_names, parse_numbers
 
     read = dict(given)
-    for name in ("alphas", "betas", "perturbed"):
+    for name in ("alphas", "betas", "perturbed", "lrs"):
         if name in read:
             read[name] = parse_numbers(name, read[name])
     for name in ("arms", "models", "length_norms"):
@@ -298,7 +300,7 @@ def _do_cell(plan: Plan, directory: Path, name: str) -> int:
         path = Path(settings.train.output_dir)
         if not (path / "config.toml").is_file():
             return run_to_end(lambda say: start(settings, ALONE), ALONE)
-        if (path / "checkpoints" / f"step_{settings.train.max_steps}").is_dir():
+        if files.is_trained(settings.train.max_steps):
             return OK
         return run_to_end(lambda say: resume(path, warn, ALONE), ALONE)
 
@@ -332,16 +334,24 @@ def _replace_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _conducted(plan: Plan, directory: Path, known: argparse.Namespace) -> tuple[Outcome, float]:
-    """What became of the cells, and the seconds it took."""
+def _conducted(
+    plan: Plan, directory: Path, known: argparse.Namespace
+) -> tuple[Plan, Outcome, float]:
+    """The plan as it is at the end, what became of its cells, and the seconds it took."""
     from fastrl.signals import StopOnSignal
+    from fastrl.study.cell import PLAN
     from fastrl.study.conductor import conduct, usual_jobs
+    from fastrl.study.plan import read_plan
 
     jobs = usual_jobs() if known.jobs is None else known.jobs
     started = time.perf_counter()
-    with StopOnSignal() as stop, _Progress(len(plan.cells)) as progress:
-        outcome = conduct(plan, directory, jobs, stop, progress.show)
-    return outcome, time.perf_counter() - started
+    with StopOnSignal() as stop:
+        while True:
+            with _Progress(len(plan.cells)) as progress:
+                outcome = conduct(plan, directory, jobs, stop, progress.show)
+            tried, plan = plan, read_plan(directory / PLAN)  # learning rates may be known now
+            if plan == tried or outcome.stopped or outcome.failed:
+                return plan, outcome, time.perf_counter() - started
 
 
 def _told(

@@ -264,6 +264,15 @@ class WatchdogConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    tensorboard: bool = setting(False, "write TensorBoard's event files in RUN_DIR/tensorboard")
+    wandb: str = setting("", "project of Weights & Biases that the curves go to; empty: none")
+    wandb_mode: Literal["online", "offline"] = setting(
+        "online", "offline: kept in RUN_DIR/wandb, for `wandb sync`"
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -277,6 +286,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 TABLES: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}

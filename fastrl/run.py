@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl import tracking
 from fastrl.check import audit, count
 from fastrl.checkpoint import (
     DAMAGED,
@@ -226,6 +227,8 @@ def start(config: Config, world: World = ALONE) -> Run:
 def untold(config: Config, world: World = ALONE) -> Run:
     """A new run without a directory. Raises UsageError for what contradicts itself."""
     check_contradictions(config)
+    if world.is_first:
+        tracking.require(config.tracking)
     prepared = prepare(config, world.size)
     name = config.model.name
     digest = initial_sha256(config, prepared)
@@ -254,6 +257,7 @@ def resume(
     config = read_toml(directory.config)
     checkpoint = None
     if world.is_first:
+        tracking.require(config.tracking)
         checkpoint, skipped = newest_valid(directory.checkpoints)
         for line in skipped:
             say(line)

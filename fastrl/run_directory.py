@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,8 @@ class RunDirectory:
 
     Records are on the disk once `take_unsynced` has named their files and those were synced, which
     a checkpoint does; after a crash what is younger may be missing, or half there.
-    Without `writes`, as on all processes but the first, all is left as it is.
+    Without `writes`, as on all processes but the first, all is left as it is. `on_record`, where
+    there is one, is given each line of metrics.jsonl and eval.jsonl once it is written.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -43,6 +44,7 @@ class RunDirectory:
         self.environment = path / "environment.jsonl"
         self.roll_backs = path / "roll_backs.jsonl"
         self.curves = path / "curves.png"
+        self.on_record: Callable[[Mapping[str, Any]], None] | None = None
         self._unsynced: set[Path] = set()
 
     @classmethod
@@ -122,10 +124,12 @@ class RunDirectory:
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
         self._append(self.metrics, line)
+        self._tell(line)
 
     def add_evaluation(self, line: Mapping[str, Any]) -> None:
         """Append one evaluation to eval.jsonl."""
         self._append(self.evaluations, line)
+        self._tell(line)
 
     def has_evaluation(self, step: int, split: str) -> bool:
         """Whether eval.jsonl has the line of this step and split."""
@@ -221,6 +225,10 @@ class RunDirectory:
         if self.writes:
             with self._written(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        if self.writes and self.on_record is not None:
+            self.on_record(line)
 
     @contextmanager
     def _written(self, path: Path) -> Iterator[None]:

@@ -175,7 +175,14 @@ def test_intervals_are_widened_for_all_comparisons():
 
 
 def test_what_is_exact_needs_no_interval():
-    row = decided(1, "", "", [[above("x", "a", figure(0.021, 0.0), 0.02)]], some=True)
+    row = decided(1, "", "", [[above("x", "a", figure(0.021, 0.0), 0.02, exact=True)]], some=True)
     assert row["verdict"] == "supported"
     assert row["evidence"][0]["low"] == row["evidence"][0]["high"] == 0.021
     assert not math.isnan(row["evidence"][0]["detectable"])
+
+
+def test_a_figure_without_spread_decides_nothing_unless_it_is_computed():
+    alike = {"mean": 0.5, "error": 0.0}
+    assert above("all alike", "m", alike, 0.1).verdict(1) == "undecided"
+    assert above("computed", "m", alike, 0.1, exact=True).verdict(1) == "supported"
+    assert above("computed", "m", alike, 0.9, exact=True).verdict(1) == "contradicted"

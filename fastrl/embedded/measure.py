@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
+from fastrl.config import ObjectiveConfig
 from fastrl.embedded import DIRECTORIES, model_dir
 from fastrl.embedded.task import EMPTY, boxed_answer, problems
 from fastrl.model import load_model
+from fastrl.objectives import make_objective
 from fastrl.sampler import Sampler, SamplingParams
+from fastrl.study.predictions import Drawn, covariance, optimum_accuracy
 from fastrl.tokenizer import load_tokenizer
 from fastrl.types import Completion
 
 PROMPTS, RESPONSES, MAX_TOKENS = 200, 32, 64
 SEED = 20_240
 ALPHA = 4.0
+POWER = make_objective(ObjectiveConfig(name="sharpen", alpha=ALPHA))
+LIKELIEST = make_objective(ObjectiveConfig(name="sharpen", mode="likelihood"))
 FIGURES = Path(__file__).parent / "figures.json"
 
 
@@ -40,19 +46,14 @@ def predict(lp: list[float], right: list[bool], responses: list[tuple[int, ...]]
     """What samples of p to one prompt say of p^alpha / Z: figures by name.
 
     `covariance`: Cov(r, log p) in nats, the slope of the accuracy in alpha at 1, unbiased.
-    `power_accuracy`: the accuracy of p^ALPHA / Z, with Z summed over the distinct responses seen;
-    those not seen are each unlikely, and weigh by their fourth power. `best_accuracy`: whether
-    the likeliest of them is right, the limit of large alpha.
+    `power_accuracy`: the accuracy of p^ALPHA / Z. `best_accuracy`: whether the likeliest response
+    is right, the limit of large alpha.
     """
-    mean_r, mean_lp = fmean(right), fmean(lp)
-    cross = sum((r - mean_r) * (x - mean_lp) for r, x in zip(right, lp, strict=True))
-    distinct = dict(zip(responses, zip(lp, right, strict=True), strict=True))
-    best_lp, best_right = max(distinct.values())
-    weights = [(math.exp(ALPHA * (x - best_lp)), r) for x, r in distinct.values()]
+    drawn = Drawn(np.array(lp), np.array(right), responses)
     return {
-        "covariance": cross / (len(lp) - 1),
-        "power_accuracy": sum(w * r for w, r in weights) / sum(w for w, _ in weights),
-        "best_accuracy": float(best_right),
+        "covariance": covariance(drawn),
+        "power_accuracy": optimum_accuracy(POWER, drawn),
+        "best_accuracy": optimum_accuracy(LIKELIEST, drawn),
     }
 
 

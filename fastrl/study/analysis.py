@@ -67,7 +67,7 @@ def figure(values_SP: np.ndarray) -> Figure:
 
 def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     """Everything that the measured cells of a study say. Raises UsageError for damaged files."""
-    cells = [c for c in plan.cells if is_done(plan, directory, c)]
+    cells = [c for c in plan.cells if c.samples and is_done(plan, directory, c)]
     base = {c.model: _read(directory, [c], LAST) for c in cells if c.arm == BASE}
     asked = {m: Questions.of(plan.settings, found.cells[0].config) for m, found in base.items()}
     models = {m: _model(base[m], asked[m]) for m in base}
@@ -75,7 +75,7 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     for model, questions in asked.items():
         measured = {}
         for arm in plan.arms:
-            if own := [c for c in cells if (c.model, c.arm) == (model, arm.name)]:
+            if own := [c for c in cells if (c.model, c.arm) == (model, arm.name) and c.samples]:
                 both = {which: _read(directory, own, which) for which in (LAST, BEST)}
                 measured[arm.name] = both
                 arms.append(_arm(directory, arm, both, base[model], questions))
@@ -98,6 +98,7 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
             if c.arm == BASELINES and c.model in base
             for row in _baselines(directory, c, base[c.model])
         ],
+        "tuning": _tuning(plan, directory),
         "texts": _texts(directory, cells),
         "commands": {
             c.name: f"{command('study --output-dir', directory)} --cell {c.name}"
@@ -124,6 +125,7 @@ def _model(base: Measurements, questions: Questions) -> dict[str, Any]:
         "samples": base.cells[0].samples,
         "prompts": len(questions.test),
         "never_solved": int((values["test.accuracy"] == 0).sum()),
+        "wording": _wording(base, base, questions.source),
     }
     if "long.first" in values:
         found["long"] = {
@@ -372,6 +374,24 @@ def _baselines(directory: Path, cell: Cell, base: Measurements) -> list[dict[str
         }
         for row in about["baselines"]
     ]
+
+
+def _tuning(plan: Plan, directory: Path) -> list[dict[str, Any]]:
+    """The accuracy on the validation split of every learning rate that was tried, at the end."""
+    found = []
+    for cell in plan.cells if plan.settings.lrs else ():
+        if cell.trains and cell.seed == 0:
+            run = RunDirectory(files_of(directory, cell).run, writes=False)
+            found.append(
+                {
+                    "model": cell.model,
+                    "arm": cell.arm,
+                    "lr": cell.config.optim.lr,
+                    "accuracy": run.accuracies().get(cell.config.train.max_steps),
+                    "chosen": cell.samples > 0,
+                }
+            )
+    return found
 
 
 def _texts(directory: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:

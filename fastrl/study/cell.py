@@ -27,12 +27,12 @@ from fastrl.preparation import placement
 from fastrl.run_directory import RunDirectory
 from fastrl.study.baselines import measured_baselines
 from fastrl.study.measure import Counter, Measured, Policy, Questions, measure
-from fastrl.study.plan import BASE, BASELINES, Cell, Plan, perturbed_path
+from fastrl.study.plan import BASE, BASELINES, CELLS, RUN, Cell, Plan, perturbed_path
 from fastrl.tokenizer import load_tokenizer
 from fastrl.weights import hf_tensors, save_model
 
 LAST, BEST = "last", "best"
-PLAN, CELLS = "plan.json", "cells"
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CellFiles:
     @property
     def run(self) -> Path:
         """The run's directory."""
-        return self.path / "run"
+        return self.path / RUN
 
     @property
     def log(self) -> Path:
@@ -58,6 +58,10 @@ class CellFiles:
     def found(self, which: str) -> Path:
         """What is no figure of every prompt."""
         return self.path / f"{which}.json"
+
+    def is_trained(self, steps: int) -> bool:
+        """Whether the run is at its end."""
+        return (self.run / "checkpoints" / f"step_{steps}").is_dir()
 
     def is_measured(self) -> bool:
         """Whether everything is there."""
@@ -89,9 +93,11 @@ def files_of(directory: Path, cell: Cell) -> CellFiles:
 def is_done(plan: Plan, directory: Path, cell: Cell) -> bool:
     """Whether a cell is measured: the base with what it says of every arm that the study has now.
 
-    Raises UsageError for damaged files.
+    Of a trial, whether its run is at its end. Raises UsageError for damaged files.
     """
     files = files_of(directory, cell)
+    if not cell.samples:
+        return files.is_trained(cell.config.train.max_steps)
     if cell.arm != BASE or not files.is_measured():
         return files.is_measured()
     _, about = files.read(LAST)
@@ -149,7 +155,8 @@ def _do_cell(
     if cell.trains:
         if code := train(run_config(directory, cell)):
             return code
-        _measure_run(plan, files, cell, count)
+        if cell.samples:
+            _measure_run(plan, files, cell, count)
     elif cell.arm == BASE:
         _measure_base(plan, files, cell, count)
     else:

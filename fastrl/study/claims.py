@@ -37,6 +37,7 @@ class Evidence:
     error: float
     supports: Callable[[float, float], bool]  # from the ends of its interval
     contradicts: Callable[[float, float], bool]
+    exact: bool = False  # computed; else an error of 0 is that of too few samples, all alike
 
     def interval(self, comparisons: int) -> tuple[float, float]:
         """The 95 % interval, widened for so many comparisons."""
@@ -49,6 +50,8 @@ class Evidence:
 
     def verdict(self, comparisons: int) -> str:
         """Supported, contradicted or undecided by itself."""
+        if self.error == 0 and not self.exact:
+            return UNDECIDED
         ends = self.interval(comparisons)
         if self.supports(*ends):
             return SUPPORTED
@@ -60,7 +63,9 @@ def _z(comparisons: int) -> float:
     return NormalDist().inv_cdf(1 - 0.025 / comparisons)
 
 
-def above(what: str, model: str, figure: Mapping[str, float], threshold: float) -> Evidence:
+def above(
+    what: str, model: str, figure: Mapping[str, float], threshold: float, *, exact: bool = False
+) -> Evidence:
     """Support where the whole interval lies above the threshold, contradiction where below."""
     return Evidence(
         what,
@@ -69,6 +74,7 @@ def above(what: str, model: str, figure: Mapping[str, float], threshold: float) 
         figure["error"],
         lambda low, high: low > threshold,
         lambda low, high: high < threshold,
+        exact,
     )
 
 

@@ -272,7 +272,7 @@ def _claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             "The optimum of sharpening can be unfavourable",
             f"in some world optimum and trained policy are over {100 * UNFAVOURABLE:g} points less"
             " accurate than the base",
-            [[above("accuracy lost with alpha 4", "crowd", exactly, UNFAVOURABLE)]],
+            [[above("accuracy lost with alpha 4", "crowd", exactly, UNFAVOURABLE, exact=True)]],
             some=True,
         ),
         decided(

@@ -267,6 +267,21 @@ def _plain(figure: Mapping[str, float]) -> str:
 
 
 def _training(study: Study) -> Iterator[Block]:
+    if tried := study.get("tuning"):
+        yield Table(
+            "Learning rates, by accuracy on the validation split",
+            ("model", "arm", "learning rate", "accuracy, %", "chosen"),
+            [
+                [
+                    t["model"], t["arm"], t["lr"],
+                    None if t["accuracy"] is None else round(100 * t["accuracy"], 1),
+                    "yes" if t["chosen"] else "",
+                ]
+                for t in tried
+            ],
+            note="One run each with the first seed: every arm had as many trials.",
+            row_groups=[t["arm"] for t in tried],
+        )  # fmt: skip
     for model in study["models"]:
         arms = _arms(study, model)
         for key, title, unit, percents in CURVES if arms else ():

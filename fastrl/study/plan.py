@@ -19,9 +19,10 @@ from fastrl import durable, strict_json
 from fastrl.config import Config, to_dict, with_values
 from fastrl.errors import UsageError
 from fastrl.objectives import check_contradictions
-from fastrl.statistics import powers_of_two
+from fastrl.run_directory import RunDirectory
 
 BASE = "base"
+CELLS, RUN = "cells", "run"  # the cells of a study, the run of a cell
 BASELINES = "baselines"
 PERTURBED_ARMS = ("sharpen", "task")  # that also start from the perturbed models
 # settings that may grow while a study goes on; another change would make its cells no pairs
@@ -58,6 +59,7 @@ class StudySettings:
     alphas: tuple[float, ...] = (4.0,)
     betas: tuple[float, ...] = (0.01,)
     seeds: int = 3
+    lrs: tuple[float, ...] = ()  # each arm's learning rate is chosen among these, by validation
     length_norms: tuple[str, ...] = ("sum",)
     fixed_length: bool = False  # also every arm with the end token not stopping
     perturbed: tuple[float, ...] = ()  # also from models with this relative noise in their weights
@@ -89,7 +91,7 @@ class Cell:
     arm: str  # the name of an arm, BASE or BASELINES
     kind: str
     seed: int
-    samples: int
+    samples: int  # a test prompt; 0: a trial of a learning rate, which is not measured
     config: Config = field(repr=False)
 
     @property
@@ -140,6 +142,10 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
             f"sampling.temperature is {config.sampling.temperature:g}, but a study measures and"
             " predicts at 1; leave it out"
         )
+    if settings.lrs and not config.eval.prompts:
+        raise UsageError(
+            "--lrs are chosen on the validation split, but eval.prompts is 0; give some"
+        )
     cells: list[Cell] = []
     for model, path in models.items():
         own = replace(config, model=replace(config.model, name=path))
@@ -154,13 +160,38 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
         run = with_values(own, {**arm.values, "train.seed": seed}, from_text=False)
         check_contradictions(run)
         samples = settings.samples if seed == 0 else settings.samples_of_others
-        cells.append(_cell(model, arm.name, arm.kind, seed, samples, run))
+        if not settings.lrs:
+            cells.append(_cell(model, arm.name, arm.kind, seed, samples, run))
+            continue
+        chosen = chosen_lr(settings, config, directory, model, arm.name)
+        for lr in settings.lrs:
+            if seed == 0 or lr == chosen:
+                tried = replace(run, optim=replace(run.optim, lr=lr))
+                measured = samples if lr == chosen else 0
+                cells.append(_cell(model, arm.name, arm.kind, seed, measured, tried, lr))
     if twice := [name for name, n in Counter(c.name for c in cells).items() if n > 1]:
         raise UsageError(
             f"two cells would be called {twice[0]}; give each model and number once, and a model"
             " whose directory has another's name by a link of another name"
         )
     return Plan(settings, config, arms, tuple(cells))
+
+
+def chosen_lr(
+    settings: StudySettings, config: Config, directory: Path, model: str, arm: str
+) -> float | None:
+    """The learning rate of an arm with the best accuracy on the validation split at its last step.
+
+    The smaller of equals; None until all of `settings.lrs` were tried, with the first seed.
+    """
+    found = {}
+    for lr in settings.lrs:
+        run = RunDirectory(directory / CELLS / _name(model, arm, 0, lr) / RUN, writes=False)
+        found[lr] = run.accuracies().get(config.train.max_steps)
+    scores = {lr: score for lr, score in found.items() if score is not None}
+    if len(scores) < len(found):
+        return None
+    return max(scores, key=lambda lr: (scores[lr], -lr))
 
 
 def perturbed_path(directory: Path, model: str, noise: float) -> Path:
@@ -190,6 +221,8 @@ def _check(settings: StudySettings) -> None:
             raise UsageError(f"--{flag} is {getattr(settings, name)}; it must be at least {least}")
     if bad := [n for n in settings.perturbed if not 0 < n < 1]:
         raise UsageError(f"--perturbed has {bad[0]}; give shares of a weight's size, as in 0.02")
+    if bad := [lr for lr in settings.lrs if not 0 < lr < 1]:
+        raise UsageError(f"--lrs has {bad[0]}; give learning rates between 0 and 1, as in 1e-5")
     if not settings.arms:
         raise UsageError(f"--arms names nothing to compare; give some of {', '.join(ARMS)}")
     sharpens, tilts = (
@@ -258,16 +291,25 @@ def _objective(**values: Any) -> dict[str, Any]:
     return {f"objective.{key}": value for key, value in values.items()}
 
 
-def _cell(model: str, arm: str, kind: str, seed: int, samples: int, config: Config) -> Cell:
+def _name(model: str, arm: str, seed: int, lr: float | None = None) -> str:
     words = [_word(model), arm]
+    if lr is not None:
+        words.append(f"lr-{lr:g}")
     if arm not in (BASE, BASELINES):
         words.append(f"seed-{seed}")
-    return Cell("/".join(words), model, arm, kind, seed, samples, config)
+    return "/".join(words)
 
 
-def sample_counts(cell: Cell) -> list[int]:
-    """The k of pass@k and maj@k that a cell's samples give."""
-    return powers_of_two(cell.samples)
+def _cell(
+    model: str,
+    arm: str,
+    kind: str,
+    seed: int,
+    samples: int,
+    config: Config,
+    lr: float | None = None,
+) -> Cell:
+    return Cell(_name(model, arm, seed, lr), model, arm, kind, seed, samples, config)
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -1,0 +1,159 @@
+"""A study as the README and docs show it: tables, a picture, and the figures that are kept.
+
+    fastrl study --models embedded:0,embedded,embedded:0.5 --arms sharpen,task --seeds 10 \\
+        --baselines --output-dir DIR
+    python bench/study.py DIR [--into README.md docs/study.md] [--expected "COMMAND"]
+
+Writes study-NAME.json (study.json without responses) and study-NAME.png to --out-dir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastrl.study.tables import percent, share
+from fastrl.study.verify import expectations
+
+COLORS = ("#2b8a3e", "#1f5fa8", "#c92a2a", "#7048a8", "#d1711c", "#555555")
+
+
+def results(study: Mapping[str, Any]) -> str:
+    """A row a model: what its samples predicted, and what training did."""
+    arms = list(dict.fromkeys(row["arm"] for row in study["arms"]))
+    heads = ["model", "base", "Cov(r, log p) of the base"]
+    for arm in arms:
+        sharpens = "sharpen" in arm
+        heads += [f"`{arm}`, predicted", "after training"] if sharpens else [f"after `{arm}`"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for model, base in study["models"].items():
+        cells = [f"`{model}`", share(base["accuracy"])]
+        cells.append(f"{base['covariance']['mean']:+.2f} nats")
+        for arm in arms:
+            row = next(r for r in study["arms"] if (r["model"], r["arm"]) == (model, arm))
+            if "sharpen" in arm:
+                cells.append(percent(row["predicted"]["accuracy"]))
+            cells.append(share(row["last"]["accuracy"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = min(len(row["seeds"]) for row in study["arms"])
+    prompts = next(iter(study["models"].values()))["prompts"]
+    lines += ["", f"Accuracy in % on {prompts} test prompts: mean and 95 % bootstrap interval over"
+              f" prompts and {seeds} seeds."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def verdicts(study: Mapping[str, Any]) -> str:
+    """The claims, a row a figure."""
+    lines = [
+        "| claim | verdict | figure | model | found | could have been found |",
+        "|---" * 6 + "|",
+    ]
+    for claim in study["claims"]:
+        for i, e in enumerate(claim["evidence"]):
+            name = f"({claim['number']}) {claim['claim']}" if i == 0 else ""
+            verdict = f"**{claim['verdict']}**" if i == 0 else ""
+            found = f"{100 * e['mean']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]"
+            lines.append(
+                f"| {name} | {verdict} | {e['what']} | `{e['model']}` | {found} |"
+                f" {100 * e['detectable']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def baselines(study: Mapping[str, Any]) -> str:
+    """What sampling alone gives, a column a model."""
+    models = list(dict.fromkeys(row["model"] for row in study["baselines"]))
+    if not models:
+        return ""
+    lines = [
+        "| without training | " + " | ".join(f"`{m}`, % (tokens)" for m in models) + " |",
+        "|---" * (len(models) + 1) + "|",
+    ]
+    rows: dict[str, dict[str, str]] = {}
+    for row in study["baselines"]:
+        steps = row.get("as_power_steps")
+        label = (
+            f"{row['label'].split(' of ')[0]}, tokens of {steps} moves" if steps else row["label"]
+        )
+        cell = f"{share(row['accuracy'])} ({row['tokens']['mean']:.0f})"
+        rows.setdefault(label, {})[row["model"]] = cell
+    for label, cells in rows.items():
+        lines.append(f"| {label} | " + " | ".join(cells.get(m, "") for m in models) + " |")
+    return "\n".join(lines)
+
+
+def draw(study: Mapping[str, Any], path: Path) -> None:
+    """Left: gains against their predictions. Right: accuracy over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    models = list(study["models"])
+    for row in study["arms"]:
+        color = COLORS[models.index(row["model"]) % len(COLORS)]
+        sharpens = row["kind"] != "task"
+        steps, curve = row["curves"]["step"], row["curves"]["task_accuracy"]["mean"]
+        right.plot(
+            steps, [100 * v for v in curve], linewidth=1.4, linestyle="-" if sharpens else "--",
+            color=color, label=f"{row['model']}, {row['arm']}",
+        )  # fmt: skip
+        gain = row["last"]["gain"]
+        mean, low, high = (100 * gain[k] for k in ("mean", "low", "high"))
+        left.errorbar(
+            [100 * row["predicted"]["gain"]["mean"]], [mean], yerr=[[mean - low], [high - mean]],
+            fmt="o" if sharpens else "^", capsize=4, color=color,
+            label=f"{row['model']}, {row['arm']}",
+        )  # fmt: skip
+    ends = [min(0, *left.get_xlim()), max(left.get_xlim())]
+    left.plot(ends, ends, color="#888", linewidth=0.8, linestyle=":", label="as predicted")
+    left.axhline(0, color="#888", linewidth=0.8)
+    left.set_xlabel("predicted from samples of the base model, points")
+    left.set_ylabel("reached after training, points")
+    left.set_title("the gain of the optimum, and of the trained policy", fontsize=10)
+    right.set_xlabel("step")
+    right.set_ylabel("accuracy of the rollouts, %")
+    right.set_title("solid: sharpen (alpha 4), dashed: task", fontsize=10)
+    right.set_ylim(0, 100)
+    for axis in (left, right):
+        axis.legend(fontsize=7, frameon=False)
+        axis.grid(alpha=0.25, linewidth=0.5)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    """Write what is kept, and put the tables between the marks of files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--name", default="embedded")
+    parser.add_argument("--into", type=Path, nargs="*", default=[])
+    parser.add_argument("--out-dir", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--expected", type=Path, help="also write a file of expectations")
+    parser.add_argument("--command", default="", help="that made the study, for --expected")
+    known = parser.parse_args()
+    study = json.loads((known.directory / "study.json").read_text())
+    kept = {k: v for k, v in study.items() if k not in ("texts", "commands")}
+    (known.out_dir / f"study-{known.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    draw(study, known.out_dir / f"study-{known.name}.png")
+    if known.expected:
+        known.expected.write_text(json.dumps(expectations(study, known.command), indent=1) + "\n")
+    parts = {"results": results, "verdicts": verdicts, "baselines": baselines}
+    for part, make in parts.items():
+        text = make(study)
+        begin = f"<!-- study {known.name} {part}: made by bench/study.py -->"
+        end = f"<!-- study {known.name} {part} end -->"
+        if not known.into:
+            print(text, end="\n\n")
+        for path in known.into:
+            whole = path.read_text()
+            if begin in whole and end in whole:
+                before, rest = whole.split(begin, 1)
+                path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
