@@ -28,10 +28,11 @@ test-browser: $(STAMP)
 	$(BIN)/pytest -q $(wildcard tests/test_*browser*.py)
 
 test-integrations: $(STAMP)
-	$(BIN)/python -m pip install --quiet --requirement tests/requirements-trl.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements-trl.txt \
+	  --requirement tests/requirements-tracking.txt
 	test -d $(VERL)/verl \
 	  || $(BIN)/python -m pip install --quiet --no-deps --target $(VERL) --requirement tests/requirements-verl.txt
-	PYTHONPATH=$(abspath $(VERL)) $(BIN)/pytest -q -n $(JOBS) tests/test_integrations*.py tests/test_docs*.py
+	PYTHONPATH=$(abspath $(VERL)) $(BIN)/pytest -q -n $(JOBS) tests/test_integrations*.py tests/test_docs*.py tests/test_tracking.py
 
 soak: $(STAMP)
 	$(BIN)/pytest -q -m slow
