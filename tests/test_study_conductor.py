@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -225,6 +226,27 @@ def test_two_processes_do_not_share_a_directory(tmp_path):
         pass
     with alone(tmp_path):
         pass
+
+
+def test_a_cell_waits_for_another_process_at_it(tmp_path):
+    """As where a study was killed, and its cell went on: it is not begun beside it, nor failed."""
+    held, lines, order = threading.Event(), [], []
+
+    def work():
+        with alone(tmp_path):
+            held.set()
+            while not lines:
+                time.sleep(0.01)
+            order.append("first")
+
+    other = threading.Thread(target=work)
+    other.start()
+    held.wait(10)
+    with alone(tmp_path, lines.append):
+        order.append("second")
+    other.join()
+    assert order == ["first", "second"]
+    assert lines == [f"another process is at work on {tmp_path}; its end is waited for"]
 
 
 def test_how_far_a_cell_is(study):
