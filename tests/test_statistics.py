@@ -190,3 +190,16 @@ def test_an_effect_of_the_detectable_size_is_found_four_times_in_five():
     for trial in range(300):
         found += estimate(rng.normal(size, 1, 200), trial, 500).low > 0
     assert 0.73 < found / 300 < 0.87
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_error_of_few_seeds_is_right(seeds):
+    """With n draws of n seeds it would be too small by sqrt(1 - 1 / n)."""
+    rng = np.random.default_rng(seeds)
+    means, squares = [], []
+    for _ in range(600):
+        found = estimate(rng.normal(0, 1, (seeds, 1)) + rng.normal(0, 0.1, 20), resamples=400)
+        means.append(found.mean)
+        squares.append(found.error**2)
+    assert np.sqrt(np.mean(squares)) == pytest.approx(np.std(means), rel=0.09)
+    assert 1 - math.sqrt(1 - 1 / seeds) > 0.1  # what would be missing is more than is allowed

@@ -123,3 +123,31 @@ def test_log_z_lies_between_its_bounds(alpha, n):
         outside += truth > high
         assert high - low < {1.25: 1.2, 4.0: 0.7}[alpha] or n < 256
     assert outside / 200 <= MISSED
+
+
+@pytest.mark.parametrize("config", OBJECTIVES, ids=lambda c: f"{c.name}-{c.alpha}-{c.length_norm}")
+def test_long_responses_are_no_less_likely_than_can_be_computed(config):
+    """Of a thousand tokens p is far below the least float; only ratios count, and they are left."""
+    lp = np.array([-900.0, -901.0, -902.0, -900.5])
+    right = np.array([True, False, True, False])
+    responses = [(i,) * 1000 for i in range(4)]
+    objective = make_objective(config)
+    found = optimum_accuracy(objective, Drawn(lp, right, responses))
+    # each was seen once, with a chance of n p: its weight over that
+    tilt = right / config.beta if config.beta else 0.0
+    alpha, norm = objective.alpha or 1.0, objective.length_power
+    log_weight = (alpha - 1) * lp / 1000**norm + tilt
+    weight = np.exp(log_weight - log_weight.max())
+    assert found == pytest.approx(weight @ right / weight.sum())
+
+
+def test_log_z_of_long_responses():
+    lp = np.array([-900.0, -901.0])
+    low, high = log_z_bounds(Drawn(lp, np.array([True, False]), [(1,), (2,)]), 4.0)
+    assert low == pytest.approx(-3600 + math.log1p(math.exp(-4)))
+    assert low < high < 0  # next to nothing was seen: it may lie anywhere below
+
+
+def test_one_sample_says_nothing_of_a_slope():
+    one = Drawn(np.array([-1.0]), np.array([True]), [(1,)])
+    assert math.isnan(covariance(one)) and math.isnan(correlation(one))

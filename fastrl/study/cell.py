@@ -105,15 +105,20 @@ def is_done(plan: Plan, directory: Path, cell: Cell) -> bool:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """While no other process is at work in a directory; raises UsageError where one is."""
+def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """While no other process is at work in a directory.
+
+    Where one is, UsageError is raised, or `say` is told of it and its end is waited for.
+    """
     with (path / "lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
-                f"another process is at work on {path}; wait for its end, or end it"
-            ) from None
+            busy = f"another process is at work on {path}"
+            if say is None:
+                raise UsageError(f"{busy}; wait for its end, or end it") from None
+            say(f"{busy}; its end is waited for")
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # a file system that knows no locks
             pass
         yield
@@ -141,7 +146,10 @@ def do_cell(
             " first"
         )
     files.path.mkdir(parents=True, exist_ok=True)
-    with alone(files.path):
+    # one that was begun by a study which was killed goes on, and may end meanwhile
+    with alone(files.path, lambda line: print(line, flush=True)):
+        if is_done(plan, directory, cell):
+            return 0
         return _do_cell(plan, directory, cell, train, count)
 
 

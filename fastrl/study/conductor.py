@@ -82,8 +82,7 @@ def conduct(
                     done.append(child.cell)
                 elif not (told and child.process.returncode in ON_REQUEST):
                     failed[child.cell.name] = _why(directory, child)
-                    if child.cell.arm == BASE:
-                        waiting = [c for c in waiting if c.model != child.cell.model]
+                    waiting = _without(waiting, child.cell)
             if stop.requested and not told:
                 told, waiting = True, []
                 for child in running:
@@ -98,6 +97,7 @@ def conduct(
                     running.append(_started(directory, cell, jobs, min(free)))
                 except OSError as error:
                     failed[cell.name] = f"it cannot be started: {error}"
+                    waiting = _without(waiting, cell)
             show(done, [(c.cell, how_far(files_of(directory, c.cell), c.cell)) for c in running])
             if running:
                 time.sleep(POLL_S)
@@ -112,6 +112,11 @@ def conduct(
 def _may_start(cell: Cell, running: Sequence[_Child]) -> bool:
     """A run waits for the measurements without training: what they predict is written by then."""
     return not cell.trains or all(c.cell.trains for c in running)
+
+
+def _without(waiting: Sequence[Cell], failed: Cell) -> list[Cell]:
+    """What is still to be done: of a base that failed, nothing of its model."""
+    return [c for c in waiting if failed.arm != BASE or c.model != failed.model]
 
 
 def _started(directory: Path, cell: Cell, jobs: int, device: int) -> _Child:
