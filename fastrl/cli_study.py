@@ -52,11 +52,11 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add("--baselines", action="store_true", help="what sampling alone gives: temperature, best of"
         " N, majority, power sampling, greedy")  # fmt: skip
     add("--prompts", type=int, metavar="N", help="of the test split; default: 500")
-    add("--samples", type=int, metavar="N", help="a test prompt, of the base and first seeds;"
+    add("--samples", type=int, metavar="N", help="a test prompt, of the base;"
         " default: 256")  # fmt: skip
-    add("--samples-of-others", type=int, metavar="N", help="of the other seeds; default: 32")
+    add("--samples-of-trained", type=int, metavar="N", help="of what is trained; default: 16")
     add("--long-prompts", type=int, metavar="N", help="longer than any in training, of the embedded"
-        " task; default: 128")  # fmt: skip
+        " task; default: 64")  # fmt: skip
     add("--template-prompts", type=int, metavar="N", help="asked in other words; default: 200")
     add("--jobs", type=int, metavar="N", help="cells at once; default: one a GPU, else one a core")
     add("--output-dir", metavar="DIR", help="default: studies/DATE")

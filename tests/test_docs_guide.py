@@ -38,7 +38,7 @@ FEW = ["--samples", "2", "--prompts", "4"]
 STUDY = {
     "train.max_steps": "1", "sampling.prompts_per_step": "2", "sampling.responses_per_prompt": "2",
     "eval.prompts": "2", "train.check": "false", "prompts": "4", "samples": "2",
-    "samples-of-others": "2", "long-prompts": "0", "template-prompts": "0",
+    "samples-of-trained": "2", "long-prompts": "0", "template-prompts": "0",
 }  # fmt: skip
 NOT_RUN = {  # by how a command begins
     "make ": "installs packages; the target has to be there",

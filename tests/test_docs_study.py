@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "study.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)
 COMMANDS = [shlex.split(line) for block in BLOCKS for line in block.splitlines()]
 SMALL = StudySettings(
-    arms=DEFAULT_ARMS, seeds=2, prompts=4, samples=2, samples_of_others=2, long_prompts=2,
+    arms=DEFAULT_ARMS, seeds=2, prompts=4, samples=2, samples_of_trained=2, long_prompts=2,
     template_prompts=2,
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from fastrl.study.analysis import analyse
 from fastrl.study.plan import StudySettings
 
 SETTINGS = StudySettings(
-    models=("embedded:0", "embedded"), seeds=2, prompts=8, samples=4, samples_of_others=2,
+    models=("embedded:0", "embedded"), seeds=2, prompts=8, samples=4, samples_of_trained=2,
     long_prompts=4, template_prompts=4, baselines=True, perturbed=(0.05,),
 )  # fmt: skip
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028 \x00 \ud83d\ude00"

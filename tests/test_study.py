@@ -15,7 +15,7 @@ from fastrl.cli import main
 from fastrl.exit_codes import FAILED, OK, STOPPED, USAGE
 
 SMALL = [
-    *("--seeds", "1", "--prompts", "12", "--samples", "4", "--samples-of-others", "2"),
+    *("--seeds", "1", "--prompts", "12", "--samples", "4", "--samples-of-trained", "2"),
     *("--long-prompts", "4", "--template-prompts", "4", "--jobs", "2"),
 ]
 SHORT = [

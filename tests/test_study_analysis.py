@@ -22,7 +22,7 @@ SETTINGS = StudySettings(
     seeds=2,
     prompts=P,
     samples=4,
-    samples_of_others=2,
+    samples_of_trained=2,
     long_prompts=LONG,
     template_prompts=TEMPLATES,
 )

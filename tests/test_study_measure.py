@@ -56,7 +56,7 @@ def base(policy, questions, tmp_path_factory):
         (a, check_contradictions(with_values(plan.config, a.values, from_text=False)))
         for a in plan.arms
     ]
-    return measure(policy, questions, SETTINGS, 8, silent, base_of=arms)
+    return measure(policy, questions, SETTINGS, 8, silent, long_samples=8, base_of=arms)
 
 
 def test_the_questions(questions):
@@ -100,7 +100,7 @@ def test_the_same_model_measured_as_a_trained_one_is_the_same(policy, questions,
     """Every draw is on the same random numbers; and it solves what chance solves, not less."""
     trained = Watched(policy.model, policy.tokenizer, policy.model)
     trained.longer.clear()
-    found = measure(trained, questions, SETTINGS, 8, silent)
+    found = measure(trained, questions, SETTINGS, 8, silent, long_samples=8)
     for name, values in found.values.items():
         if name in ("test.lp", "test.kl"):  # scored by another forward pass
             np.testing.assert_allclose(values, base.values[name], atol=1e-4)
@@ -111,11 +111,13 @@ def test_the_same_model_measured_as_a_trained_one_is_the_same(policy, questions,
     assert "long.first" not in found.values
     watched = Watched(policy.model, policy.tokenizer, None)
     watched.longer.clear()
-    measure(watched, questions, SETTINGS, 1, silent, base_of=[])
+    measure(watched, questions, SETTINGS, 1, silent, long_samples=1, base_of=[])
     assert sorted(watched.longer) == [0, 1]
     fewer = measure(trained, questions, replace(SETTINGS, template_prompts=0), 2, silent).values
     assert "test.pass@2" in fewer and "test.pass@4" not in fewer
-    assert not any(name.startswith("test.flipped") for name in fewer)
+    assert not any(name.startswith(("test.flipped", "long.")) for name in fewer)
+    brief = measure(trained, questions, SETTINGS, 2, silent, other_words=False).values
+    assert brief.keys() == fewer.keys()
 
 
 def test_longer_answers_fit_the_context(policy, questions):

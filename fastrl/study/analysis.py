@@ -189,8 +189,9 @@ def _arm(
     for which, measured in both.items():
         found[which] = _figures(measured, base, questions.test)
         found[which]["steps"] = [about["step"] for about in measured.about]
-        found[which]["wording"] = _wording(measured, base, questions.source)
-        found[which]["skills"] = _skills(measured, base)
+        if which == LAST:
+            found[which]["wording"] = _wording(measured, base, questions.source)
+            found[which]["skills"] = _skills(measured, base)
         if objective.is_power and arm.name in base.about[0]["log_z"]:
             found[which]["to_optimum"] = _to_optimum(
                 measured, base.about[0]["log_z"][arm.name], objective
@@ -289,7 +290,9 @@ def _skills(measured: Measurements, base: Measurements) -> dict[str, Any]:
     before = base.values[0]
     if "long.first" not in before:
         return {}
-    firsts = [v for v in measured.values if (v["long.n"] == before["long.n"]).all()]
+    firsts = [
+        v for v in measured.values if "long.n" in v and (v["long.n"] == before["long.n"]).all()
+    ]
     if not firsts:
         return {}
     never = before["long.first"] == 0

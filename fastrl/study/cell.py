@@ -228,7 +228,10 @@ def _measure_base(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> N
         config = with_values(cell.config, arm.values, from_text=False)
         if not config.sampling.ignore_eos:  # its optimum is over other responses than were drawn
             arms.append((arm, check_contradictions(config)))
-    found = measure(policy_of(cell), questions, plan.settings, cell.samples, count, base_of=arms)
+    found = measure(
+        policy_of(cell), questions, plan.settings, cell.samples, count,
+        long_samples=cell.samples, base_of=arms,
+    )  # fmt: skip
     about = {"step": 0, "arms": [arm.name for arm in plan.arms]}
     for which in (BEST, LAST):  # the last says that all is there
         files.write(which, found, about)
@@ -262,7 +265,11 @@ def _measure_run(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> No
         policy = policy_of(cell, checkpoint)
         if checkpoint is None:  # of the initial model nothing is better; its KL is 0
             policy = replace(policy, reference=None)
-        found = measure(policy, questions, plan.settings, cell.samples, count)
+        found = measure(
+            policy, questions, plan.settings, cell.samples, count,
+            other_words=which == LAST,
+            long_samples=plan.settings.samples if which == LAST and cell.seed == 0 else 0,
+        )  # fmt: skip
         files.write(which, found, {"step": step})
 
 

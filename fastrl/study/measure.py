@@ -168,9 +168,12 @@ def measure(
     settings: StudySettings,
     samples: int,
     count: Counter,
+    *,
+    other_words: bool = True,
+    long_samples: int = 0,
     base_of: Sequence[tuple[Arm, Objective]] | None = None,
 ) -> Measured:
-    """Figures of every prompt, and some responses as text.
+    """Figures of every prompt, and some responses as text; `samples` and `long_samples` a prompt.
 
     `test.NAME` are of the test prompts: accuracy, pass@k, maj@k, greedy, length, lp and kl (nats a
     response), unique (share of different responses); `test.NAME@WORDING` of those that were asked
@@ -201,18 +204,19 @@ def measure(
         values |= found
     greedy = policy.evaluate(questions, questions.test, 1, temperature=0.0)
     values["test.greedy"] = greedy.correct_Pn[:, 0].astype(float)
-    values |= _other_words(policy, questions, settings, greedy, count)
-    if questions.long:
+    if other_words:
+        values |= _other_words(policy, questions, settings, greedy, count)
+    if questions.long and long_samples:
         # prompts that the base's first draw never solved are not to be asked on its random numbers:
         # it would seem to solve none of them, and less than by chance whoever is near it
         draws = {"long.second": 1, **({} if base_of is None else {"long.first": 0})}
         for name, step in draws.items():
-            show = count("longer", len(questions.long) * samples)
+            show = count("longer", len(questions.long) * long_samples)
             longer = policy.evaluate(
-                questions, questions.long, samples, step=step, longer=True, on_event=show
+                questions, questions.long, long_samples, step=step, longer=True, on_event=show
             )
             values[name] = longer.correct_Pn.sum(1).astype(float)
-        values["long.n"] = np.full(len(questions.long), float(samples))
+        values["long.n"] = np.full(len(questions.long), float(long_samples))
     return Measured(values, texts(drawn, questions.test), bounds)
 
 

@@ -65,9 +65,9 @@ class StudySettings:
     perturbed: tuple[float, ...] = ()  # also from models with this relative noise in their weights
     baselines: bool = False
     prompts: int = 500  # of the test split
-    samples: int = 256  # a prompt, of the base and of each arm's first seed
-    samples_of_others: int = 32  # a prompt, of the other seeds
-    long_prompts: int = 128  # with one operator more, of the embedded task
+    samples: int = 256  # a prompt, of the base, and of first seeds on the longer prompts
+    samples_of_trained: int = 16  # a prompt, of what is trained
+    long_prompts: int = 64  # with one operator more, of the embedded task
     template_prompts: int = 200  # asked in other words
     power_steps: tuple[int, ...] = (1, 2, 4, 8)  # Metropolis-Hastings moves a block
     power_block_tokens: int = 16
@@ -159,7 +159,7 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
         own = replace(config, model=replace(config.model, name=path))
         run = with_values(own, {**arm.values, "train.seed": seed}, from_text=False)
         check_contradictions(run)
-        samples = settings.samples if seed == 0 else settings.samples_of_others
+        samples = settings.samples_of_trained
         if not settings.lrs:
             cells.append(_cell(model, arm.name, arm.kind, seed, samples, run))
             continue
@@ -211,7 +211,7 @@ def _check(settings: StudySettings) -> None:
         ("seeds", 1),
         ("prompts", 2),  # of one there is no spread
         ("samples", 1),
-        ("samples_of_others", 1),
+        ("samples_of_trained", 1),
         ("long_prompts", 0),
         ("template_prompts", 0),
         ("power_block_tokens", 1),
