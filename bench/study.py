@@ -86,6 +86,27 @@ def baselines(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def exact(found: Mapping[str, Any]) -> str:
+    """The claims of exact.json, and what became of the crowd."""
+    lines = [
+        "| converges to | base, % | its optimum, % | trained, % | distance |",
+        "|---" * 5 + "|",
+    ]
+    for row in found["crowd"]:
+        shares = (f"{100 * row[k]:.2f}" for k in ("base", "optimum", "trained"))
+        lines.append(f"| `{row['target']}` | {' | '.join(shares)} | {row['distance']:.4f} |")
+    return "\n".join([*lines, "", verdicts(found)])
+
+
+def put(text: str, path: Path, name: str) -> None:
+    """Put a text between the marks of a file that has them."""
+    begin, end = f"<!-- {name}: made by bench/study.py -->", f"<!-- {name} end -->"
+    whole = path.read_text()
+    if begin in whole and end in whole:
+        before, rest = whole.split(begin, 1)
+        path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
 def draw(study: Mapping[str, Any], path: Path) -> None:
     """Left: gains against their predictions. Right: accuracy over the steps."""
     from matplotlib.figure import Figure
@@ -134,6 +155,13 @@ def main() -> int:
     parser.add_argument("--expected", type=Path, help="also write a file of expectations")
     parser.add_argument("--command", default="", help="that made the study, for --expected")
     known = parser.parse_args()
+    if (known.directory / "exact.json").is_file():
+        found = json.loads((known.directory / "exact.json").read_text())
+        (known.out_dir / "exact.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(exact(found))
+        for path in known.into:
+            put(exact(found), path, "exact")
+        return 0
     study = json.loads((known.directory / "study.json").read_text())
     kept = {k: v for k, v in study.items() if k not in ("texts", "commands")}
     (known.out_dir / f"study-{known.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
@@ -142,16 +170,9 @@ def main() -> int:
         known.expected.write_text(json.dumps(expectations(study, known.command), indent=1) + "\n")
     parts = {"results": results, "verdicts": verdicts, "baselines": baselines}
     for part, make in parts.items():
-        text = make(study)
-        begin = f"<!-- study {known.name} {part}: made by bench/study.py -->"
-        end = f"<!-- study {known.name} {part} end -->"
-        if not known.into:
-            print(text, end="\n\n")
+        print(make(study), end="\n\n")
         for path in known.into:
-            whole = path.read_text()
-            if begin in whole and end in whole:
-                before, rest = whole.split(begin, 1)
-                path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+            put(make(study), path, f"study {known.name} {part}")
     return 0
 
 

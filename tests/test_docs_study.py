@@ -26,7 +26,7 @@ SMALL = StudySettings(
 def test_every_command_is_of_a_kind_that_is_looked_at_here():
     kinds = [words[1] for words in COMMANDS]
     assert set(kinds) == {"study", "report"} and {words[0] for words in COMMANDS} == {"fastrl"}
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 10
 
 
 @pytest.fixture
@@ -49,6 +49,9 @@ def test_a_command_is_accepted(words, here, capsys):
     elif "--cell" in words:
         plan = read_plan(Path(words[words.index("--output-dir") + 1], "plan.json"))
         assert plan.cell(words[words.index("--cell") + 1]).trains
+    elif "--exact" in words:
+        assert main([*words[1:], "--worlds", "1"]) == 2  # known, and refused: one has no spread
+        assert "--worlds is 1" in capsys.readouterr().err
     elif "--verify" in words:
         study = json.loads(Path("studies/first/study.json").read_text())
         found = verify(study, Path(words[words.index("--verify") + 1]))
