@@ -98,6 +98,15 @@ def exact(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", verdicts(found)])
 
 
+def rounded(value: Any) -> Any:
+    """The same with five digits of each number, as many as any figure has."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
 def put(text: str, path: Path, name: str) -> None:
     """Put a text between the marks of a file that has them."""
     begin, end = f"<!-- {name}: made by bench/study.py -->", f"<!-- {name} end -->"
@@ -163,7 +172,7 @@ def main() -> int:
             put(exact(found), path, "exact")
         return 0
     study = json.loads((known.directory / "study.json").read_text())
-    kept = {k: v for k, v in study.items() if k not in ("texts", "commands")}
+    kept = rounded({k: v for k, v in study.items() if k not in ("texts", "commands")})
     (known.out_dir / f"study-{known.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     draw(study, known.out_dir / f"study-{known.name}.png")
     if known.expected:

@@ -157,7 +157,10 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
         if "~" in model and arm.kind not in PERTURBED_ARMS:
             continue
         own = replace(config, model=replace(config.model, name=path))
-        run = with_values(own, {**arm.values, "train.seed": seed}, from_text=False)
+        # one audit of each arm: another seed would find the same
+        audited = config.train.check and seed == 0
+        values = {**arm.values, "train.seed": seed, "train.check": audited}
+        run = with_values(own, values, from_text=False)
         check_contradictions(run)
         samples = settings.samples_of_trained
         if not settings.lrs:
