@@ -1,4 +1,4 @@
-"""The command line: fastrl train, resume, check, replay, eval, sample, grade, bench, doctor."""
+"""The command line: fastrl train, resume, check, replay, eval, sample, grade, study, report, ..."""
 
 from __future__ import annotations
 
