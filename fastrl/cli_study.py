@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -342,12 +342,13 @@ def _conducted(
     from fastrl.study.cell import PLAN
     from fastrl.study.conductor import conduct, usual_jobs
     from fastrl.study.plan import read_plan
+    from fastrl.study.progress import StudyProgress
 
     jobs = usual_jobs() if known.jobs is None else known.jobs
     started = time.perf_counter()
     with StopOnSignal() as stop:
         while True:
-            with _Progress(len(plan.cells)) as progress:
+            with StudyProgress(len(plan.cells)) as progress:
                 outcome = conduct(plan, directory, jobs, stop, progress.show)
             tried, plan = plan, read_plan(directory / PLAN)  # learning rates may be known now
             if plan == tried or outcome.stopped or outcome.failed:
@@ -436,46 +437,3 @@ def _conclude(plan: Plan, directory: Path) -> dict[str, Any]:
     print(f"figures  {directory / 'study.json'}")
     print(f"report   {directory / 'report.html'}")
     return study
-
-
-class _Progress:
-    """Cells done, and a line for each that runs; a line a cell where there is no terminal."""
-
-    def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(),
-        )
-        self._plain = not self._bar.console.is_terminal
-        self._bar.disable = self._plain
-        self._task = self._bar.add_task("cells", total=total, words="")
-        self._tasks: dict[str, Any] = {}
-        self._told: set[str] = set()
-        self._total = total
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def show(self, done: Sequence[Cell], running: Sequence[tuple[Cell, str]]) -> None:
-        """Told by the conductor."""
-        words = f"{len(done)}/{self._total}"
-        self._bar.update(self._task, completed=len(done), words=words)
-        now = {cell.name: how_far for cell, how_far in running}
-        for name in set(self._tasks) - set(now):
-            self._bar.remove_task(self._tasks.pop(name))
-        for name, how_far in now.items():
-            if name not in self._tasks:
-                self._tasks[name] = self._bar.add_task(name, total=None, words=how_far)
-            self._bar.update(self._tasks[name], words=how_far)
-        for cell in done:
-            if self._plain and cell.name not in self._told:
-                print(f"{len(self._told) + 1}/{self._total} {cell.name}", flush=True)
-            self._told.add(cell.name)

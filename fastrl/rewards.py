@@ -83,6 +83,8 @@ def _call(
         "answer": [p.answer for p in prompts],
         "completion_ids": [list(c.token_ids) for c in completions],
     }
+    if isinstance(function, Coin):
+        columns["draws"] = [p.draw for p in prompts]
     try:
         values = function(**columns)
     except Exception as error:  # the user's code may raise anything; it is reported, never hidden

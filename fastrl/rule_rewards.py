@@ -118,8 +118,9 @@ class Repetition:
 class Coin:
     """0 or 1 by chance, whatever the response: the control of a study of rewards.
 
-    By a hash of the prompt, the tokens and how often both came before in the same call, so that a
-    step computed again has the same rewards, and equal responses of a group have independent ones.
+    By a hash of the prompt, of how often it was drawn before, of the tokens, and of how often all
+    of these came before in the same call: a step computed again has the same rewards, and equal
+    responses of a group, or to a prompt that is drawn again, have independent ones.
     """
 
     __name__ = "random"
@@ -128,13 +129,15 @@ class Coin:
         self,
         completion_ids: Sequence[Sequence[int]],
         prompts: Sequence[Any] | None = None,
+        draws: Sequence[int] | None = None,
         **columns: Any,
     ) -> list[float]:
-        asked = [""] * len(completion_ids) if prompts is None else prompts
+        count = len(completion_ids)
+        asked = zip(prompts or [""] * count, draws or [0] * count, completion_ids, strict=True)
         seen: Counter[str] = Counter()
         values = []
-        for prompt, ids in zip(asked, completion_ids, strict=True):
-            text = f"{prompt}\0{' '.join(map(str, ids))}"
+        for prompt, draw, ids in asked:
+            text = f"{prompt}\0{draw}\0{' '.join(map(str, ids))}"
             digest = hashlib.blake2b(f"{text}\0{seen[text]}".encode(), digest_size=1).digest()
             seen[text] += 1
             values.append(float(digest[0] & 1))

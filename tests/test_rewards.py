@@ -134,6 +134,22 @@ def test_a_setting_that_cannot_be(name, settings, said):
     Rewarder(RewardConfig(**settings))  # of no function that is used
 
 
+def test_chance_is_another_when_a_prompt_is_drawn_again():
+    """Else a policy could learn by heart what a prompt of a small data set pays."""
+    rewarder = Rewarder(RewardConfig(("random",)))
+    said = [Completion((7, 1), (0.0, 0.0), (0.0, 0.0), "stop")] * 64
+
+    def rewards(draw):
+        asked = [({"role": "user", "content": f"{i}"},) for i in range(64)]
+        prompts = [Prompt(i, draw, messages, (1,), "1") for i, messages in enumerate(asked)]
+        grades = grade(["x"] * 64, ["1"] * 64)
+        return [s.task_reward for s in rewarder.score(prompts, said, ["x"] * 64, grades)]
+
+    first, second = rewards(0), rewards(1)
+    assert first == rewards(0)
+    assert 16 < sum(a != b for a, b in zip(first, second, strict=True)) < 48
+
+
 def test_overlong_needs_a_length():
     with pytest.raises(UsageError, match="reward.max_tokens is 0"):
         Rewarder(RewardConfig(("soft_overlong",)))
