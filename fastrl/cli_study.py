@@ -55,8 +55,8 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, metavar="N", help="a test prompt, of the base;"
         " default: 256")  # fmt: skip
     add("--samples-of-trained", type=int, metavar="N", help="of what is trained; default: 16")
-    add("--long-prompts", type=int, metavar="N", help="longer than any in training, of the embedded"
-        " task; default: 64")  # fmt: skip
+    add("--long-prompts", type=int, metavar="N", help="longer than any in training, where the data"
+        " has such; default: 64")  # fmt: skip
     add("--template-prompts", type=int, metavar="N", help="asked in other words; default: 200")
     add("--jobs", type=int, metavar="N", help="cells at once; default: one a GPU, else one a core")
     add("--output-dir", metavar="DIR", help="default: studies/DATE")

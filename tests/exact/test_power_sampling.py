@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from trie import END, TablePolicy
 
 from fastrl.errors import UsageError
 from fastrl.model import Decoder, DecoderConfig, PackedAttention
 from fastrl.power_sampling import PowerSamples, log_acceptance, power_sample
 from fastrl.sampler import PromptKey, Sampler, SamplingParams
+from fastrl.study.trie import END, TablePolicy
 
 SYMBOLS, MAX_TOKENS = 2, 3
 PROMPT = (SYMBOLS + 1,)
