@@ -15,7 +15,7 @@ from fastrl.cli import main
 from fastrl.exit_codes import FAILED, OK, STOPPED, USAGE
 
 SMALL = [
-    *("--seeds", "1", "--prompts", "12", "--samples", "4", "--samples-of-trained", "2"),
+    *("--seeds", "1", "--prompts", "12", "--samples", "4", "--samples-of-trained", "4"),
     *("--long-prompts", "4", "--template-prompts", "4", "--jobs", "2"),
 ]
 SHORT = [
@@ -62,7 +62,7 @@ def test_what_a_study_leaves(done):
     assert row["arm"] == "sharpen-a4" and row["curves"]["step"] == [1, 2]
     assert row["last"]["steps"] == [2] and [v["step"] for v in row["validation"]] == [0, 1, 2]
     assert {"predicted", "last", "best"} <= set(row) and "less_task" not in row
-    assert list(row["last"]["pass"]) == ["1", "2"]
+    assert list(row["last"]["pass"]) == ["1", "2", "4"]
     assert "low" in row["last"]["to_optimum"]
     assert (done / "report.html").is_file()
     # what was predicted is older than the run's first file
