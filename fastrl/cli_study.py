@@ -18,12 +18,9 @@ from fastrl.exit_codes import FAILED, OK, STOPPED
 if TYPE_CHECKING:
     from fastrl.config import Config
     from fastrl.study.conductor import Outcome
-    from fastrl.study.plan import Cell, Plan, StudySettings
-    from fastrl.study.verify import Compared
+    from fastrl.study.plan import Plan, StudySettings
 
 OWN = {"train.seed": "--seeds", "train.output_dir": "--output-dir", "objective.name": "--arms"}
-
-
 WORLDS_TRAINED = 5  # of each kind
 
 
@@ -73,6 +70,7 @@ def study_command(known: argparse.Namespace, rest: list[str]) -> int:
     """fastrl study: every cell that is not done, then study.json and report.html."""
     from fastrl.study.cell import PLAN, alone
     from fastrl.study.plan import CELLS, read_plan, write_plan
+    from fastrl.study.verify import verify
 
     if known.cell:
         if not known.output_dir:
@@ -89,7 +87,7 @@ def study_command(known: argparse.Namespace, rest: list[str]) -> int:
     if known.jobs is not None and known.jobs < 1:
         raise UsageError(f"--jobs is {known.jobs}; it must be at least 1")
     if known.verify:
-        _expected({}, Path(known.verify))  # before hours of work
+        verify({}, Path(known.verify))  # before hours of work
     plan = _plan(known, rest, directory)
     if known.dry_run:
         _show_cells(plan, directory)
@@ -180,7 +178,7 @@ def _given(known: argparse.Namespace) -> dict[str, Any]:
 
 def _read(given: Mapping[str, Any]) -> dict[str, Any]:
     """The same with its lists read; raises UsageError for what is no number."""
-    from fastrl.study.plan import parse_names, parse_numbers
+    from fastrl.study.plan import parse_numbers
 
     read = dict(given)
     for name in ("alphas", "betas", "perturbed", "lrs"):
@@ -188,7 +186,7 @@ def _read(given: Mapping[str, Any]) -> dict[str, Any]:
             read[name] = parse_numbers(name, read[name])
     for name in ("arms", "models", "length_norms"):
         if name in read:
-            read[name] = parse_names(read[name])
+            read[name] = tuple(config.split_list(read[name]))
     if "models" in read:
         read["models"] = tuple(map(_absolute, read["models"]))
     return read
@@ -274,17 +272,13 @@ def _check_runs(plan: Plan, directory: Path) -> None:
 
 
 def _show_cells(plan: Plan, directory: Path) -> None:
+    from fastrl.study.cell import cell_command
+
     for cell in plan.cells:
-        print(f"{cell.name:<40} {_command(directory, cell)}")
+        print(f"{cell.name:<40} {cell_command(directory, cell)}")
     runs = sum(c.trains for c in plan.cells)
     steps = plan.config.train.max_steps
     print(f"{runs} runs of {steps} steps, {len(plan.cells) - runs} measurements without training")
-
-
-def _command(directory: Path, cell: Cell) -> str:
-    import shlex
-
-    return f"fastrl study --output-dir {shlex.quote(str(directory))} --cell {cell.name}"
 
 
 def _do_cell(plan: Plan, directory: Path, name: str) -> int:
@@ -373,15 +367,11 @@ def _told(
     return FAILED if outcome.failed or differs else OK
 
 
-def _expected(study: Mapping[str, Any], path: Path) -> list[Compared]:
-    from fastrl.study.verify import verify
-
-    return verify(study, path)
-
-
 def _verified(study: Mapping[str, Any], path: Path) -> bool:
     """Whether a study is what a file expects, which is printed."""
-    found = _expected(study, path)
+    from fastrl.study.verify import verify
+
+    found = verify(study, path)
     for c in found:
         if not c.holds:
             there = "not there" if c.found is None else f"{c.found:.4g}"

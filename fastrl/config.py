@@ -324,6 +324,11 @@ def _describe(hint: Any) -> str:
     return names.get(hint, "a table")
 
 
+def split_list(text: str) -> list[str]:
+    """The parts of a list as the command line gives it: `a,b`."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _coerce(key: str, value: Any, hint: Any, *, from_text: bool) -> Any:
     """`value` as the type `hint`; a text from the command line is parsed first."""
     bad = UsageError(f"{key} is {value!r}, which is not {_describe(hint)}; give {_describe(hint)}")
@@ -342,9 +347,7 @@ def _coerce(key: str, value: Any, hint: Any, *, from_text: bool) -> Any:
             )
         return value
     if origin is tuple:
-        items = (
-            [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
-        )
+        items = split_list(value) if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise bad
         return tuple(_coerce(key, v, args[0], from_text=from_text) for v in items)

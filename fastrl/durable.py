@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
+
+
+def lock(file: IO[bytes], *, wait: bool = False) -> bool:
+    """Have a file to this process until it is closed; False where another process has it.
+
+    `wait`: for the other's end. A file system that knows no locks keeps nobody out.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def sync(*paths: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,16 +85,11 @@ class RunDirectory:
             return
         with self._written(path / "lock"):
             file = (path / "lock").open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not durable.lock(file):
             file.close()
             raise UsageError(
                 f"another process is at work on the run in {self.path}; wait for its end, or end it"
-            ) from None
-        except OSError:  # a file system that knows no locks
-            file.close()
-            return
+            )
         _held[path] = file
 
     def cut_back(self, step: int) -> list[str]:

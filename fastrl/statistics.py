@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastrl.errors import UsageError
 
@@ -103,7 +104,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def estimate(values_SP: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def estimate(values_SP: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """The mean over seeds and prompts, both resampled with replacement and independently.
 
     Give the difference of two policies on the same prompts and seeds for a paired comparison. One
@@ -111,15 +112,21 @@ def estimate(values_SP: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -
     1988); where three seeds differ more than prompts, the interval still covers 0.85 and not 0.95.
     With one seed the interval is over prompts alone. Raises UsageError for no values.
     """
-    values_SP = np.atleast_2d(np.asarray(values_SP, np.float64))
-    seeds, prompts = values_SP.shape
-    if not values_SP.size:
+    values = np.atleast_2d(np.asarray(values_SP, np.float64))
+    seeds, prompts = values.shape
+    if not values.size:
         raise UsageError("there is nothing to estimate from: no prompt, or no seed")
     weights_BS, weights_BP = _weights(seeds, prompts, seed, resamples)
-    means_B = (weights_BS * (weights_BP @ values_SP.T)).sum(1)
+    means_B = (weights_BS * (weights_BP @ values.T)).sum(1)
     low, high = np.percentile(means_B, [2.5, 97.5])
     error = float(means_B.std(ddof=1))
-    return Estimate(float(values_SP.mean()), float(low), float(high), error)
+    return Estimate(float(values.mean()), float(low), float(high), error)
+
+
+def figure(values_SP: ArrayLike) -> dict[str, float]:
+    """An estimate as plain numbers: mean, low, high, error and detectable."""
+    found = estimate(values_SP)
+    return {**asdict(found), "detectable": found.detectable}
 
 
 @lru_cache(maxsize=8)  # a study has a thousand figures of few shapes

@@ -29,7 +29,7 @@ def make_study(directory: Path, settings: StudySettings, spoken: str = "\\boxed{
     for i, cell in enumerate(plan.cells):
         files = files_of(directory, cell)
         files.path.mkdir(parents=True)
-        make_perturbed(plan, directory, cell)
+        make_perturbed(directory, cell)
         rng = np.random.default_rng(i)
         if cell.arm == BASELINES:
             _baselines(plan, cell, files.write, rng)

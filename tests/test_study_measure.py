@@ -193,10 +193,10 @@ def test_a_perturbed_model_is_made_once(tmp_path):
     made = []
     for plan, name in zip(plans, "ab", strict=True):
         cell = plan.cell("embedded-0~0.05/task/seed-0")
-        make_perturbed(plan, tmp_path / name, cell)
+        make_perturbed(tmp_path / name, cell)
         (file,) = (tmp_path / name / "models").glob("*/*.safetensors")
         before = file.stat().st_mtime_ns
-        make_perturbed(plan, tmp_path / name, cell)
+        make_perturbed(tmp_path / name, cell)
         assert file.stat().st_mtime_ns == before
         assert load_model(cell.config.model.name).config
         made.append(load_file(file))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.config import Config, with_values
+from fastrl.config import Config, split_list, with_values
 from fastrl.errors import UsageError
 from fastrl.study.plan import (
     ARMS,
@@ -15,7 +15,6 @@ from fastrl.study.plan import (
     StudySettings,
     arms_of,
     make_plan,
-    parse_names,
     parse_numbers,
     perturbed_path,
     read_plan,
@@ -33,7 +32,7 @@ def test_the_default_study():
     found = plan()
     assert [a.name for a in found.arms] == ["sharpen-a4", "task", "tilted-a4-b0.01", "null"]
     assert len(found.cells) == 1 + 3 * 4
-    assert found.models == ("embedded",)
+    assert {c.model for c in found.cells} == {"embedded"}
     by_name = {c.name: c for c in found.cells}
     first, other = by_name["embedded/sharpen-a4/seed-0"], by_name["embedded/sharpen-a4/seed-2"]
     assert {first.samples, other.samples} == {16} and by_name["embedded/base"].samples == 256
@@ -163,7 +162,7 @@ def test_what_is_no_plan(text, tmp_path):
 
 
 def test_lists_of_the_command_line():
-    assert parse_names(" a, b,,c ") == ("a", "b", "c")
+    assert split_list(" a, b,,c ") == ["a", "b", "c"]
     assert parse_numbers("alphas", "1.25, 2") == (1.25, 2.0)
     assert parse_numbers("alphas", "") == ()
     with pytest.raises(UsageError, match=r"--alphas is '1;2'; give numbers, as in 1.25,2,4"):

@@ -18,9 +18,9 @@ from fastrl.config import to_dict
 from fastrl.datasources import Example
 from fastrl.environment import describe
 from fastrl.objectives import Objective, check_contradictions
-from fastrl.run_directory import RunDirectory, command
-from fastrl.statistics import estimate
-from fastrl.study.cell import BEST, LAST, files_of, is_done
+from fastrl.run_directory import RunDirectory
+from fastrl.statistics import figure
+from fastrl.study.cell import BEST, LAST, cell_command, files_of, is_done
 from fastrl.study.claims import claims
 from fastrl.study.measure import Questions, Values, difficulty
 from fastrl.study.plan import BASE, BASELINES, Arm, Cell, Plan
@@ -59,12 +59,6 @@ class Measurements:
         return [k.removeprefix(prefix) for k in found]
 
 
-def figure(values_SP: np.ndarray) -> Figure:
-    """Mean, 95 % interval, standard error and the difference that could have been detected."""
-    found = estimate(values_SP)
-    return {**asdict(found), "detectable": found.detectable}
-
-
 def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     """Everything that the measured cells of a study say. Raises UsageError for damaged files."""
     cells = [c for c in plan.cells if c.samples and is_done(plan, directory, c)]
@@ -100,10 +94,7 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
         ],
         "tuning": _tuning(plan, directory),
         "texts": _texts(directory, cells),
-        "commands": {
-            c.name: f"{command('study --output-dir', directory)} --cell {c.name}"
-            for c in plan.cells
-        },
+        "commands": {c.name: cell_command(directory, c) for c in plan.cells},
     }
     return study | {"claims": claims(study)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fastrl import durable, strict_json
@@ -24,7 +24,7 @@ from fastrl.errors import Failure, UsageError
 from fastrl.model import Decoder, load_model, resolve_model
 from fastrl.objectives import check_contradictions
 from fastrl.preparation import placement
-from fastrl.run_directory import RunDirectory
+from fastrl.run_directory import RunDirectory, command
 from fastrl.study.baselines import measured_baselines
 from fastrl.study.measure import Counter, Measured, Policy, Questions, measure
 from fastrl.study.plan import BASE, BASELINES, CELLS, RUN, Cell, Plan, perturbed_path
@@ -78,7 +78,7 @@ class CellFiles:
         """The figures of every prompt, and the rest; raises UsageError for damaged files."""
         try:
             return load_file(self.values(which)), strict_json.parse(self.found(which).read_bytes())
-        except Exception as error:  # safetensors' own error is none of ours
+        except (OSError, ValueError, SafetensorError) as error:
             raise UsageError(
                 f"{self.path} holds no whole measurement ({error}); remove it, and run the study"
                 " again"
@@ -88,6 +88,11 @@ class CellFiles:
 def files_of(directory: Path, cell: Cell) -> CellFiles:
     """Where a cell of the study in `directory` is."""
     return CellFiles(directory / CELLS / cell.name)
+
+
+def cell_command(directory: Path, cell: Cell) -> str:
+    """The command that does a cell by hand, as a shell takes it."""
+    return f"{command('study --output-dir', directory)} --cell {cell.name}"
 
 
 def is_done(plan: Plan, directory: Path, cell: Cell) -> bool:
@@ -111,16 +116,12 @@ def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None
     Where one is, UsageError is raised, or `say` is told of it and its end is waited for.
     """
     with (path / "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not durable.lock(file):
             busy = f"another process is at work on {path}"
             if say is None:
-                raise UsageError(f"{busy}; wait for its end, or end it") from None
+                raise UsageError(f"{busy}; wait for its end, or end it")
             say(f"{busy}; its end is waited for")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system that knows no locks
-            pass
+            durable.lock(file, wait=True)
         yield
 
 
@@ -157,7 +158,7 @@ def _do_cell(
     plan: Plan, directory: Path, cell: Cell, train: Callable[[Config], int], count: Counter
 ) -> int:
     files = files_of(directory, cell)
-    make_perturbed(plan, directory, cell)
+    make_perturbed(directory, cell)
     if cell.config.train.threads:
         torch.set_num_threads(cell.config.train.threads)
     if cell.trains:
@@ -173,7 +174,7 @@ def _do_cell(
     return 0
 
 
-def make_perturbed(plan: Plan, directory: Path, cell: Cell) -> None:
+def make_perturbed(directory: Path, cell: Cell) -> None:
     """The model of a cell that starts from a perturbed one, where it is not there yet.
 
     Every weight gets normal noise of `noise` times the root mean square of its tensor, seeded by

@@ -8,8 +8,8 @@ Legend: R: responses of a world.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from fastrl.config import ObjectiveConfig
 from fastrl.objectives import Objective, make_objective
-from fastrl.statistics import estimate
+from fastrl.statistics import figure
 from fastrl.study.claims import ROBUST, SHORT, UNFAVOURABLE, above, decided
 from fastrl.study.trie import TablePolicy, Trainer, total_variation
 
@@ -182,7 +182,7 @@ def _gains(slope: float) -> dict[str, Any]:
         row["predicted sign"] = float((covariance > 0) == (gains[0] > 0))
         for name, value in row.items():
             found.setdefault(name, []).append(value)
-    return {name: _figure(values) for name, values in found.items()}
+    return {name: figure(values) for name, values in found.items()}
 
 
 def _instability() -> dict[str, Any]:
@@ -209,15 +209,15 @@ def _instability() -> dict[str, Any]:
             spread.setdefault(name, []).append(float(np.std([x @ right for x in perturbed])))
         switched.append(float(np.mean([x.argmax() != p.argmax() for x in q])))
     return {
-        "divergence": {name: _figure(values) for name, values in moved.items()},
-        "spread": {name: _figure(values) for name, values in spread.items()},
-        "less_twice_base": _figure(
+        "divergence": {name: figure(values) for name, values in moved.items()},
+        "spread": {name: figure(values) for name, values in spread.items()},
+        "less_twice_base": figure(
             np.subtract(spread["sharpen 4"], np.multiply(TWICE, spread["base"]))
         ),
-        "less_twice_task": _figure(
+        "less_twice_task": figure(
             np.subtract(spread["sharpen 4"], np.multiply(TWICE, spread["task with beta"]))
         ),
-        "likeliest_switched": _figure(switched),
+        "likeliest_switched": figure(switched),
     }
 
 
@@ -249,11 +249,6 @@ def _train(seed: int) -> Iterator[dict[str, Any]]:
                         trainer.policy.distribution(), trainer.target()
                     )
                 yield row
-
-
-def _figure(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    found = estimate(np.asarray(values))
-    return {**asdict(found), "detectable": found.detectable}
 
 
 def _claims(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -315,7 +310,7 @@ def _claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             f" policy gains over {100 * ROBUST:g} points",
             [
                 [
-                    above(f"gain of task reward, from the {start}", kind, _figure(gains), ROBUST)
+                    above(f"gain of task reward, from the {start}", kind, figure(gains), ROBUST)
                     for (kind, start), gains in robust.items()
                 ]
             ],

@@ -10,13 +10,13 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastrl import durable, strict_json
-from fastrl.config import Config, to_dict, with_values
+from fastrl.config import Config, split_list, to_dict, with_values
 from fastrl.errors import UsageError
 from fastrl.objectives import check_contradictions
 from fastrl.run_directory import RunDirectory
@@ -118,11 +118,6 @@ class Plan:
             f"the study has no cell {name!r}; it has {', '.join(c.name for c in self.cells)}"
         )
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models that were asked for, without the perturbed ones."""
-        return self.settings.models or (self.config.model.name,)
-
 
 def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
     """The grid of a study in `directory`; raises UsageError for settings that no run can have."""
@@ -152,6 +147,10 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
         cells.append(_cell(model, BASE, BASE, 0, settings.samples, own))
         if settings.baselines and "~" not in model:
             cells.append(_cell(model, BASELINES, BASELINES, 0, settings.samples, own))
+    chosen = {
+        (model, arm.name): chosen_lr(settings, config, directory, model, arm.name)
+        for model, arm in itertools.product(models, arms if settings.lrs else ())
+    }
     # seed by seed, so that a study which is stopped has something of everything
     for seed, (model, path), arm in itertools.product(range(settings.seeds), models.items(), arms):
         if "~" in model and arm.kind not in PERTURBED_ARMS:
@@ -166,11 +165,11 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
         if not settings.lrs:
             cells.append(_cell(model, arm.name, arm.kind, seed, samples, run))
             continue
-        chosen = chosen_lr(settings, config, directory, model, arm.name)
+        best = chosen[model, arm.name]
         for lr in settings.lrs:
-            if seed == 0 or lr == chosen:
+            if seed == 0 or lr == best:
                 tried = replace(run, optim=replace(run.optim, lr=lr))
-                measured = samples if lr == chosen else 0
+                measured = samples if lr == best else 0
                 cells.append(_cell(model, arm.name, arm.kind, seed, measured, tried, lr))
     if twice := [name for name, n in Counter(c.name for c in cells).items() if n > 1]:
         raise UsageError(
@@ -337,15 +336,9 @@ def read_plan(path: Path) -> Plan:
     return make_plan(settings, with_values(Config(), values, from_text=False), path.parent)
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """The parts of a list as the command line gives it: `a,b`."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def parse_numbers(flag: str, text: str) -> tuple[float, ...]:
     """The numbers of a list as the command line gives it; raises UsageError for what is none."""
-    words: Sequence[str] = parse_names(text)
     try:
-        return tuple(float(word) for word in words)
+        return tuple(float(word) for word in split_list(text))
     except ValueError:
         raise UsageError(f"--{flag} is {text!r}; give numbers, as in 1.25,2,4") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class Drawn:
     correct_n: np.ndarray  # bool
     responses: Sequence[tuple[int, ...]]  # their tokens
 
-    @property
+    @cached_property
     def distinct(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """lp, verdict and length of each different response."""
         first = {response: i for i, response in reversed(list(enumerate(self.responses)))}
@@ -96,6 +97,7 @@ def log_z_bounds(drawn: Drawn, alpha: float) -> tuple[float, float]:
     return seen, float(np.logaddexp(seen, unseen))
 
 
+@lru_cache(maxsize=8)
 def _missable(n: int) -> float:
     """The q of (1 - q)^n / q = MISSED, by bisection; it falls with q."""
     low, high = 1e-12, 1.0
