@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.batch import Sequences
 from fastrl.checkpoint import newest_valid
 from fastrl.config import Config, read_toml
 from fastrl.datasources import Example, load_examples, test_split
@@ -75,6 +76,16 @@ class Evaluation:
         """maj@k of each prompt, [P], for each k."""
         ids_Pn, correct_Pn = self.answer_ids(), self.correct_Pn
         return {k: maj_at_k(ids_Pn, correct_Pn, k, self.seed) for k in ks}
+
+    def sequences(
+        self, samples: int | None = None
+    ) -> tuple[Sequences, dict[int, int], list[Completion]]:
+        """The first samples (all) of each prompt, as `batch.pack` takes them, with their prompts'
+        numbers; and the completions in the same order."""
+        groups = [group[:samples] for group in self.completions]
+        flat = [(p, completion) for p, group in enumerate(groups) for completion in group]
+        pairs = {i: (self.prompt_token_ids[p], c.token_ids) for i, (p, c) in enumerate(flat)}
+        return pairs, {i: p for i, (p, _) in enumerate(flat)}, [c for _, c in flat]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One object a response, as `fastrl grade` reads them, with the verdict."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from fastrl import __version__, durable, strict_json
 from fastrl.config import Config, read_toml
 from fastrl.curves import PANELS
@@ -27,12 +25,15 @@ from fastrl.page import (
     Section,
     Series,
     Table,
+    Text,
     render,
 )
+from fastrl.row_files import file_rows
 from fastrl.run_directory import RunDirectory, command
 from fastrl.study.analysis import FORMAT
 from fastrl.study.exact_page import exact_section
 from fastrl.study.page import groups, sections
+from fastrl.study.tables import share
 
 SHOWN = 60  # prompts whose responses are shown
 MORE_PANELS = (
@@ -180,7 +181,7 @@ def _results(runs: Sequence[ReportedRun]) -> Iterator[Block]:
             rows.append(
                 [
                     run.name, run.target, e["step"], e["split"],
-                    f"{100 * e['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+                    share({"mean": e["accuracy"], "low": low, "high": high}),
                     round(e["kl"] or 0.0, 3), round(e["length_mean"], 1),
                 ]
             )  # fmt: skip
@@ -237,8 +238,9 @@ def _responses(runs: Sequence[ReportedRun]) -> Iterator[Block]:
         if not files:
             continue
         try:
-            rows = pq.read_table(files[-1]).to_pylist()
-        except Exception:  # of a file that was cut short, whatever pyarrow raises
+            rows = [row for _, _, row in file_rows(files[-1])]
+        except UsageError as error:
+            yield Text(f"{run.name}: {error}")
             continue
         first = {row["prompt_id"]: row for row in reversed(rows)}
         for row in list(first.values())[:SHOWN]:

@@ -117,16 +117,13 @@ class Run:
         """KL(policy || reference) in nats a response: the mean of lpi - lp over the samples."""
         if self.step == 0:
             return 0.0
-        completions = [c for group in evaluation.completions for c in group]
-        prompts = [p for p in evaluation.prompt_token_ids for _ in evaluation.completions[0]]
-        pairs = list(zip(prompts, (c.token_ids for c in completions), strict=True))
-        groups = {i: i // len(evaluation.completions[0]) for i in range(len(prompts))}
+        pairs, groups, completions = evaluation.sequences()
 
         def both(learner: Learner) -> Scores:
-            batches = pack_share(learner, dict(enumerate(pairs)), groups)
-            return score_share(learner, batches, completions)
+            return score_share(learner, pack_share(learner, pairs, groups), completions)
 
-        self.learner, scores = halving(self.learner, longest_rows(pairs), both, say)
+        rows = longest_rows(list(pairs.values()))
+        self.learner, scores = halving(self.learner, rows, both, say)
         return float(np.mean(scores.policy_logprob_R - scores.ref_logprob_R))
 
     @property

@@ -14,6 +14,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside each other share the
 sys.path.insert(0, str(Path(__file__).parent / "exact"))
 
 
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A headless Chromium, where there is one."""
+    from chromium import Chromium, find_chromium
+
+    path = find_chromium()
+    if path is None:
+        pytest.skip("there is no Chromium here; `apt-get install chromium` gets one")
+    browser = Chromium(path, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """What is too small for more threads is done by one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def small_pool(monkeypatch):
     """Has memory run out where the sampler asks for more than 60 blocks."""

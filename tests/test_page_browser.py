@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from chromium import Chromium, find_chromium
 
 from fastrl.page import (
     Code,
@@ -108,16 +107,6 @@ PAGE = Page(
     GROUPS,
     "footer",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    path = find_chromium()
-    if path is None:
-        pytest.skip("there is no Chromium here; `apt-get install chromium` gets one")
-    browser = Chromium(path, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

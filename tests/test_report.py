@@ -2,15 +2,18 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from synthetic_study import STEPS, make_study
 
+from fastrl import cli_study
 from fastrl.cli import main
-from fastrl.page import Plot, Samples, Table, Verdict
+from fastrl.errors import UsageError
+from fastrl.page import Code, Plot, Samples, Table, Text, Verdict
 from fastrl.report import make_page, write_report
 from fastrl.study.analysis import analyse
-from fastrl.study.plan import StudySettings
+from fastrl.study.plan import StudySettings, read_plan
 
 SETTINGS = StudySettings(
     models=("embedded:0", "embedded"), seeds=2, prompts=8, samples=4, samples_of_trained=2,
@@ -68,6 +71,23 @@ def test_the_figures_are_those_of_the_study(study):
     )  # fmt: skip
 
 
+def test_the_command_of_a_report_makes_the_same_study(study, tmp_path, monkeypatch):
+    directory, _ = study
+    codes = {code.title: code.text for code in blocks(make_page([directory]), Code)}
+    (tmp_path / "common.toml").write_text(codes["What the arms have in common: common.toml"])
+    words = shlex.split(codes["The study"])[1:]
+
+    def stop(plan, directory, known):
+        raise UsageError("it would begin here")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_study, "_conducted", stop)
+    assert main([*words, "--output-dir", "again"]) == 2
+    again, before = read_plan(tmp_path / "again" / "plan.json"), read_plan(directory / "plan.json")
+    assert again.settings == before.settings == SETTINGS
+    assert [c.name for c in again.cells] == [c.name for c in before.cells]
+
+
 def test_a_report_is_one_file_that_holds_no_markup_of_a_model(study, tmp_path):
     directory, _ = study
     out = tmp_path / "report.html"
@@ -102,6 +122,10 @@ def test_a_run_shows_what_it_said(tmp_path):
     (table,) = blocks(page, Table)
     assert [row[3] for row in table.rows] == ["test", "test"]
     assert main(["report", str(out), "--out", str(tmp_path / "r.html")]) == 0
+    (written,) = (out / "completions").glob("*.parquet")
+    written.write_bytes(written.read_bytes()[:-20])
+    (text,) = blocks(make_page([out]), Text)
+    assert text.paragraphs.startswith(f"run: {written} is no readable parquet file")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from chromium import Chromium, find_chromium
 from synthetic_study import make_study
 from test_report import HOSTILE, SETTINGS
 
@@ -18,16 +17,6 @@ def report(tmp_path_factory):
     (directory / "study.json").write_text(json.dumps(analyse(plan, directory)))
     write_report([directory], directory / "report.html")
     return directory / "report.html"
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    path = find_chromium()
-    if path is None:
-        pytest.skip("there is no Chromium here; `apt-get install chromium` gets one")
-    browser = Chromium(path, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

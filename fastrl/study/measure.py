@@ -132,19 +132,14 @@ class Policy:
 
     def logprob_sums(self, evaluation: Evaluation, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """lp under the reference, lpi under the model, of the first samples, [P, samples] each."""
-        groups = [group[:samples] for group in evaluation.completions]
-        shape = (len(groups), len(groups[0]))
-        completions = [c for group in groups for c in group]
+        pairs, groups, completions = evaluation.sequences(samples)
+        shape = (len(evaluation.completions), -1)
         own = np.array([sum(c.logprobs) for c in completions]).reshape(shape)
         if self.reference is None:
             return own, own
-        prompts = [p for p in evaluation.prompt_token_ids for _ in range(shape[1])]
-        pairs = {
-            i: (p, c.token_ids) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
-        }
         batches = pack(
             pairs,
-            {i: i // shape[1] for i in pairs},
+            groups,
             max_tokens=2048,
             share_prompts=True,
             device=self.model.head_weight.device,

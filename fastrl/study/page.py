@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import tomli_w
@@ -32,9 +34,10 @@ from fastrl.study.page_questions import (
     sampling_alone,
 )
 from fastrl.study.page_rows import BASE, Study, arms_of, of_model, plain_models, way_of_sampling
-from fastrl.study.plan import ARMS
+from fastrl.study.plan import ARMS, StudySettings
 from fastrl.study.tables import percent, points, share
 
+COMMON = "common.toml"
 CURVES = (
     ("task_accuracy", "Accuracy of the rollouts", "share of responses", True),
     ("kl", "KL to the base", "nats a response", False),
@@ -120,12 +123,19 @@ def _rows(study: Study, model: str) -> Iterator[list[str | float]]:
 
 
 def _study_command(study: Study) -> str:
-    settings = study["settings"]
-    words = ["fastrl study"]
-    for name in ("arms", "models", "alphas", "betas"):
-        if settings[name]:
-            words.append(f"--{name} {','.join(str(v) for v in settings[name])}")
-    return " ".join([*words, f"--seeds {settings['seeds']}"])
+    """What makes the same study, where COMMON holds what its arms have in common."""
+    words = ["fastrl", "study", COMMON]
+    for setting in fields(StudySettings):
+        name, value = setting.name, study["settings"][setting.name]
+        value = tuple(value) if isinstance(value, list) else value
+        if value == setting.default and name != "arms":  # which are others where a grid is given
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, tuple):
+            words.append(",".join(f"{v:g}" if isinstance(v, float) else v for v in value))
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
 
 
 def claim_cards(claims: Sequence[Mapping[str, Any]], command: str) -> Iterator[Block]:
@@ -233,7 +243,7 @@ def _repeat(study: Study) -> Iterator[Block]:
     environment = study["environment"]
     yield Code("The study", _study_command(study), "sh")
     yield Code("Its cells, by hand", "\n".join(study["commands"].values()), "sh")
-    yield Code("What the arms have in common", tomli_w.dumps(study["config"]), "toml")
+    yield Code(f"What the arms have in common: {COMMON}", tomli_w.dumps(study["config"]), "toml")
     arms = "\n".join(f"{name:<12} {meaning}" for name, meaning in ARMS.items())
     yield Code("The arms", arms)
     yield Code("Made with", json.dumps(environment, indent=1), "json")

@@ -37,12 +37,7 @@ Response = tuple[int, ...]
 Accept = Callable[..., np.ndarray]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def prefixes(length: int) -> list[Response]:
