@@ -2,7 +2,7 @@
 
     fastrl study --models embedded:0,embedded,embedded:0.5 --arms sharpen,task --seeds 10 \\
         --baselines --output-dir DIR
-    python bench/study.py DIR [--into README.md docs/study.md] [--expected "COMMAND"]
+    python bench/study.py DIR [--into README.md docs/study.md] [--expected FILE.json --command TEXT]
 
 Writes study-NAME.json (study.json without responses) and study-NAME.png to --out-dir.
 """
@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastrl.study.tables import percent, share
+from fastrl.bench.marked import put
+from fastrl.study.tables import number, percent, points, share
 from fastrl.study.verify import expectations
 
 COLORS = ("#2b8a3e", "#1f5fa8", "#c92a2a", "#7048a8", "#d1711c", "#555555")
+STYLES, MARKERS = ("-", "--", "-.", ":"), "o^sDvPX"
 
 
 def results(study: Mapping[str, Any]) -> str:
@@ -30,19 +32,43 @@ def results(study: Mapping[str, Any]) -> str:
         sharpens = "sharpen" in arm
         heads += [f"`{arm}`, predicted", "after training"] if sharpens else [f"after `{arm}`"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = {(row["model"], row["arm"]): row for row in study["arms"]}
     for model, base in study["models"].items():
         cells = [f"`{model}`", share(base["accuracy"])]
         cells.append(f"{base['covariance']['mean']:+.2f} nats")
         for arm in arms:
-            row = next(r for r in study["arms"] if (r["model"], r["arm"]) == (model, arm))
+            row = rows.get((model, arm))
             if "sharpen" in arm:
-                cells.append(percent(row["predicted"]["accuracy"]))
-            cells.append(share(row["last"]["accuracy"]))
+                cells.append(percent(row["predicted"]["accuracy"]) if row else "")
+            cells.append(share(row["last"]["accuracy"]) if row else "")
         lines.append(f"| {' | '.join(cells)} |")
     seeds = min(len(row["seeds"]) for row in study["arms"])
     prompts = next(iter(study["models"].values()))["prompts"]
     lines += ["", f"Accuracy in % on {prompts} test prompts: mean and 95 % bootstrap interval over"
               f" prompts and {seeds} seeds."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def every_arm(study: Mapping[str, Any]) -> str:
+    """A row an arm: where it leads to, by its prediction and by training."""
+    lines = [
+        "| model | arm | converges to | predicted, % | after training, % | gain, points"
+        " | best checkpoint, % | KL, nats | tokens |",
+        "|---" * 9 + "|",
+    ]
+    for model, base in study["models"].items():
+        cells = [f"`{model}`", "base", "`p`", "", share(base["accuracy"]), "", "", "0"]
+        lines.append(f"| {' | '.join(cells)} | {number(base['length'])} |")
+        for row in study["arms"]:
+            if row["model"] != model:
+                continue
+            last = row["last"]
+            predicted = percent(row["predicted"]["accuracy"]) if "predicted" in row else ""
+            cells = [
+                "", f"`{row['arm']}`", f"`{row['target']}`", predicted, share(last["accuracy"]),
+                points(last["gain"]), percent(row["best"]["accuracy"]), f"{last['kl']['mean']:.2f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} | {number(last['length'])} |")
     return "\n".join(lines)
 
 
@@ -56,9 +82,8 @@ def verdicts(study: Mapping[str, Any]) -> str:
         for i, e in enumerate(claim["evidence"]):
             name = f"({claim['number']}) {claim['claim']}" if i == 0 else ""
             verdict = f"**{claim['verdict']}**" if i == 0 else ""
-            found = f"{100 * e['mean']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]"
             lines.append(
-                f"| {name} | {verdict} | {e['what']} | `{e['model']}` | {found} |"
+                f"| {name} | {verdict} | {e['what']} | `{e['model']}` | {points(e)} |"
                 f" {100 * e['detectable']:.1f} |"
             )
     return "\n".join(lines)
@@ -107,15 +132,6 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def put(text: str, path: Path, name: str) -> None:
-    """Put a text between the marks of a file that has them."""
-    begin, end = f"<!-- {name}: made by bench/study.py -->", f"<!-- {name} end -->"
-    whole = path.read_text()
-    if begin in whole and end in whole:
-        before, rest = whole.split(begin, 1)
-        path.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
-
-
 def draw(study: Mapping[str, Any], path: Path) -> None:
     """Left: gains against their predictions. Right: accuracy over the steps."""
     from matplotlib.figure import Figure
@@ -123,19 +139,22 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     models = list(study["models"])
+    arms = list(dict.fromkeys(row["arm"] for row in study["arms"]))
     for row in study["arms"]:
-        color = COLORS[models.index(row["model"]) % len(COLORS)]
-        sharpens = row["kind"] != "task"
+        model, arm = models.index(row["model"]), arms.index(row["arm"])
+        # one model: a colour an arm; more: a colour a model
+        color = COLORS[(model if len(models) > 1 else arm) % len(COLORS)]
+        style = arm % len(STYLES) if len(models) > 1 else 0
         steps, curve = row["curves"]["step"], row["curves"]["task_accuracy"]["mean"]
         right.plot(
-            steps, [100 * v for v in curve], linewidth=1.4, linestyle="-" if sharpens else "--",
+            steps, [100 * v for v in curve], linewidth=1.4, linestyle=STYLES[style],
             color=color, label=f"{row['model']}, {row['arm']}",
         )  # fmt: skip
         gain = row["last"]["gain"]
         mean, low, high = (100 * gain[k] for k in ("mean", "low", "high"))
         left.errorbar(
             [100 * row["predicted"]["gain"]["mean"]], [mean], yerr=[[mean - low], [high - mean]],
-            fmt="o" if sharpens else "^", capsize=4, color=color,
+            fmt=MARKERS[arm % len(MARKERS)], capsize=4, color=color,
             label=f"{row['model']}, {row['arm']}",
         )  # fmt: skip
     ends = [min(0, *left.get_xlim()), max(left.get_xlim())]
@@ -146,7 +165,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     left.set_title("the gain of the optimum, and of the trained policy", fontsize=10)
     right.set_xlabel("step")
     right.set_ylabel("accuracy of the rollouts, %")
-    right.set_title("solid: sharpen (alpha 4), dashed: task", fontsize=10)
+    right.set_title("over the steps, means over seeds", fontsize=10)
     right.set_ylim(0, 100)
     for axis in (left, right):
         axis.legend(fontsize=7, frameon=False)
@@ -169,7 +188,7 @@ def main() -> int:
         (known.out_dir / "exact.json").write_text(json.dumps(found, indent=1) + "\n")
         print(exact(found))
         for path in known.into:
-            put(exact(found), path, "exact")
+            put(exact(found), path, "exact", "study.py")
         return 0
     study = json.loads((known.directory / "study.json").read_text())
     kept = rounded({k: v for k, v in study.items() if k not in ("texts", "commands")})
@@ -177,11 +196,13 @@ def main() -> int:
     draw(study, known.out_dir / f"study-{known.name}.png")
     if known.expected:
         known.expected.write_text(json.dumps(expectations(study, known.command), indent=1) + "\n")
-    parts = {"results": results, "verdicts": verdicts, "baselines": baselines}
+    parts = {
+        "results": results, "arms": every_arm, "verdicts": verdicts, "baselines": baselines,
+    }  # fmt: skip
     for part, make in parts.items():
         print(make(study), end="\n\n")
         for path in known.into:
-            put(make(study), path, f"study {known.name} {part}")
+            put(make(study), path, f"study {known.name} {part}", "study.py")
     return 0
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastrl.bench.marked import put
 
-def marks(record: list[dict[str, Any]]) -> tuple[str, str]:
-    """Where a file holds the table of such rows."""
+
+def mark(record: list[dict[str, Any]]) -> str:
+    """The name of the place where a file holds the table of such rows."""
     keys = {"answers_per_s": "grading", "tokens_per_s": "sampler", "rows": "step", "loss_ms": "trl"}
-    name = next((name for key, name in keys.items() if key in record[0]), "kernels")
-    return f"<!-- {name}: made by bench/table.py -->", f"<!-- {name} end -->"
+    return next((name for key, name in keys.items() if key in record[0]), "kernels")
 
 
 def table(record: list[dict[str, Any]]) -> str:
@@ -241,14 +242,10 @@ def main() -> int:
     if known.into is None:
         print(text)
         return 0
-    whole = known.into.read_text()
-    begin, end = marks(record)
-    if begin not in whole or end not in whole:
-        print(f"{known.into} lacks the marks {begin} and {end}; add them", file=sys.stderr)
-        return 2
-    before, rest = whole.split(begin, 1)
-    known.into.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
-    return 0
+    if put(text, known.into, mark(record), "table.py"):
+        return 0
+    print(f"{known.into} lacks the marks of {mark(record)}; add them", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
