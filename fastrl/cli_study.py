@@ -193,8 +193,9 @@ def _read(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(name: str) -> str:
-    """A path that is there without the working directory in it; another name as it is."""
-    return str(Path(name).absolute()) if "/" in name and Path(name).exists() else name
+    """A path that is there, from the root on; another name as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if "/" in name and path.exists() else name
 
 
 def _settings(known: argparse.Namespace) -> StudySettings:

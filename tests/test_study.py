@@ -98,6 +98,14 @@ def test_a_dry_run_does_nothing(done, capsys):
     assert json.loads((done / "plan.json").read_text())["settings"]["arms"] == ["sharpen"]
 
 
+def test_a_model_at_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    for flag in ("--model", "--models"):
+        assert study(flag, "~/models/mine", "--arms", "task", "--seeds", 1, "--dry-run") == OK
+        assert capsys.readouterr().out.split()[0] == "mine/base"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
