@@ -272,5 +272,19 @@ def test_a_gpu_a_cell(study, monkeypatch):
     assert conductor.usual_jobs() == 2
 
 
+@pytest.mark.parametrize(("models", "of_base"), [((), "8"), (("embedded", "embedded:0"), "4")])
+def test_the_cores_are_shared_by_what_runs_at_once(study, monkeypatch, models, of_base):
+    monkeypatch.setattr(conductor.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    study.plan = make_plan(
+        StudySettings(arms=("sharpen", "task"), seeds=1, models=models), Config(), study.path
+    )
+    for cell in study.plan.cells:
+        study.act(cell.name, 'echo $OMP_NUM_THREADS > "$C/threads"; done_')
+    study.conduct(jobs=2)
+    found = {c: (study.path / "cells" / c / "threads").read_text().strip() for c in (BASE, TASK)}
+    assert found == {BASE: of_base, TASK: "4"}
+
+
 def test_the_signal_is_the_one_that_runs_stop_at():
     assert conductor.ON_REQUEST == (STOPPED, -signal.SIGTERM)

@@ -93,8 +93,11 @@ def conduct(
                     done.append(cell)
                     continue
                 free = set(range(jobs)) - {c.device for c in running}
+                # a base that is measured alone, while all runs wait for it, has every core
+                beside = [c for c in (*waiting, *(r.cell for r in running)) if not c.trains]
+                at_once = jobs if cell.trains else min(jobs, 1 + len(beside))
                 try:
-                    running.append(_started(directory, cell, jobs, min(free)))
+                    running.append(_started(directory, cell, at_once, min(free)))
                 except OSError as error:
                     failed[cell.name] = f"it cannot be started: {error}"
                     waiting = _without(waiting, cell)
@@ -119,7 +122,7 @@ def _without(waiting: Sequence[Cell], failed: Cell) -> list[Cell]:
     return [c for c in waiting if failed.arm != BASE or c.model != failed.model]
 
 
-def _started(directory: Path, cell: Cell, jobs: int, device: int) -> _Child:
+def _started(directory: Path, cell: Cell, at_once: int, device: int) -> _Child:
     files = files_of(directory, cell)
     files.path.mkdir(parents=True, exist_ok=True)
     (files.path / PROGRESS).unlink(missing_ok=True)
@@ -129,7 +132,7 @@ def _started(directory: Path, cell: Cell, jobs: int, device: int) -> _Child:
         names = visible.split(",") if visible else [str(i) for i in range(devices())]
         environment["CUDA_VISIBLE_DEVICES"] = names[device % len(names)]
     else:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, (os.cpu_count() or 1) // at_once)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     command = [sys.executable, "-m", "fastrl.cli", "study"]
     command += ["--output-dir", str(directory), "--cell", cell.name]
