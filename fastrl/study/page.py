@@ -142,8 +142,8 @@ def claim_cards(claims: Sequence[Mapping[str, Any]], command: str) -> Iterator[B
     """A card for each claim, with its figures and the command that made them."""
     for claim in claims:
         lines = [
-            f"{e['model']}: {e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}], {e['what']}"
-            f" ({e['verdict']}; {e['detectable']:.3f} could have been detected)"
+            f"{e['model']}: {points(e)} points, {e['what']}"
+            f" ({e['verdict']}; {100 * e['detectable']:.1f} could have been detected)"
             for e in claim["evidence"]
         ]
         yield Verdict(

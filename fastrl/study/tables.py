@@ -61,12 +61,11 @@ def summary_table(study: Mapping[str, Any]) -> Group:
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> Group:
-    """Each claim with its verdict, and the figures that decided it."""
+    """Each claim with its verdict, and the figures that decided it, in points."""
     lines = []
     for claim in claims:
         words = f"({claim['number']}) {claim['claim']}: {claim['verdict']}"
         lines.append(Text(words, style="bold"))
         for e in claim["evidence"]:
-            found = f"{e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]"
-            lines.append(Text(f"    {found}  {e['what']}, {e['model']}: {e['verdict']}"))
+            lines.append(Text(f"    {points(e)}  {e['what']}, {e['model']}: {e['verdict']}"))
     return Group(*lines)
