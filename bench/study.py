@@ -192,7 +192,8 @@ def main() -> int:
         return 0
     study = json.loads((known.directory / "study.json").read_text())
     kept = rounded({k: v for k, v in study.items() if k not in ("texts", "commands")})
-    (known.out_dir / f"study-{known.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    text = json.dumps(kept, indent=1).replace(str(Path.home()), "~")
+    (known.out_dir / f"study-{known.name}.json").write_text(text + "\n")
     draw(study, known.out_dir / f"study-{known.name}.png")
     if known.expected:
         known.expected.write_text(json.dumps(expectations(study, known.command), indent=1) + "\n")

@@ -62,14 +62,16 @@ class Measurements:
 def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     """Everything that the measured cells of a study say. Raises UsageError for damaged files."""
     cells = [c for c in plan.cells if c.samples and is_done(plan, directory, c)]
-    base = {c.model: _read(directory, [c], LAST) for c in cells if c.arm == BASE}
+    base = {c.shown_model: _read(directory, [c], LAST) for c in cells if c.arm == BASE}
     asked = {m: Questions.of(plan.settings, found.cells[0].config) for m, found in base.items()}
     models = {m: _model(base[m], asked[m]) for m in base}
     arms = []
     for model, questions in asked.items():
         measured = {}
         for arm in plan.arms:
-            if own := [c for c in cells if (c.model, c.arm) == (model, arm.name) and c.samples]:
+            if own := [
+                c for c in cells if (c.shown_model, c.arm) == (model, arm.name) and c.samples
+            ]:
                 both = {which: _read(directory, own, which) for which in (LAST, BEST)}
                 measured[arm.name] = both
                 arms.append(_arm(directory, arm, both, base[model], questions))
@@ -89,8 +91,8 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
         "baselines": [
             row
             for c in cells
-            if c.arm == BASELINES and c.model in base
-            for row in _baselines(directory, c, base[c.model])
+            if c.arm == BASELINES and c.shown_model in base
+            for row in _baselines(directory, c, base[c.shown_model])
         ],
         "tuning": _tuning(plan, directory),
         "texts": _texts(directory, cells),
@@ -168,7 +170,7 @@ def _arm(
     objective = check_contradictions(cells[0].config)
     runs = [RunDirectory(files_of(directory, c).run, writes=False) for c in cells]
     found: dict[str, Any] = {
-        "model": cells[0].model,
+        "model": cells[0].shown_model,
         "arm": arm.name,
         "kind": arm.kind,
         "target": "chance" if arm.kind == "random" else objective.target,
@@ -360,7 +362,7 @@ def _baselines(directory: Path, cell: Cell, base: Measurements) -> list[dict[str
     values, about = files_of(directory, cell).read(LAST)
     return [
         {
-            "model": cell.model,
+            "model": cell.shown_model,
             **row,
             "accuracy": figure(values[f"accuracy.{row['name']}"]),
             "gain": figure(values[f"accuracy.{row['name']}"] - before),
@@ -378,7 +380,7 @@ def _tuning(plan: Plan, directory: Path) -> list[dict[str, Any]]:
             run = RunDirectory(files_of(directory, cell).run, writes=False)
             found.append(
                 {
-                    "model": cell.model,
+                    "model": cell.shown_model,
                     "arm": cell.arm,
                     "lr": cell.config.optim.lr,
                     "accuracy": run.accuracies().get(cell.config.train.max_steps),
@@ -396,8 +398,8 @@ def _texts(directory: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
             continue
         _, about = files_of(directory, cell).read(LAST)
         for row in about["texts"]:
-            key = (cell.model, row["prompt"])
+            key = (cell.shown_model, row["prompt"])
             shown = {k: row[k] for k in ("prompt", "gold", "tags")}
-            own = prompts.setdefault(key, {"model": cell.model, **shown, "policies": {}})
+            own = prompts.setdefault(key, {"model": cell.shown_model, **shown, "policies": {}})
             own["policies"][cell.arm] = row["responses"]
     return list(prompts.values())

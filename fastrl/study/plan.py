@@ -95,6 +95,11 @@ class Cell:
     config: Config = field(repr=False)
 
     @property
+    def shown_model(self) -> str:
+        """The model without the folders, or the owner, before its name."""
+        return _last(self.model)
+
+    @property
     def trains(self) -> bool:
         """Whether there is a run, and not only a measurement."""
         return self.arm not in (BASE, BASELINES)
@@ -203,7 +208,11 @@ def perturbed_path(directory: Path, model: str, noise: float) -> Path:
 
 def _word(model: str) -> str:
     """A model's name as a part of a path."""
-    return re.sub(r"[^\w.~-]+", "-", Path(model).name if "/" in model else model)
+    return re.sub(r"[^\w.~-]+", "-", _last(model))
+
+
+def _last(model: str) -> str:
+    return Path(model).name if "/" in model else model
 
 
 def _check(settings: StudySettings) -> None:
