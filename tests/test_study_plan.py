@@ -135,6 +135,13 @@ def test_refusals(settings, words):
         plan(**settings)
 
 
+def test_a_model_is_shown_without_its_folders():
+    for name, shown in (("/a/b/x", "x"), ("owner/x-1.5", "x-1.5"), ("embedded:0", "embedded:0")):
+        found = plan(models=(name,), perturbed=(0.1,), arms=("task",))
+        assert {c.shown_model for c in found.cells} == {shown, f"{shown}~0.1"}
+        assert {c.model for c in found.cells} == {name, f"{name}~0.1"}  # is what is loaded
+
+
 def test_another_temperature_is_refused():
     config = with_values(Config(), {"sampling.temperature": 0.5}, from_text=False)
     with pytest.raises(UsageError, match="temperature is 0.5, but a study measures and predicts"):
