@@ -63,10 +63,12 @@ def test_other_input_that_does_not_fit_is_refused():
     assert ops.sample(wide, counters[:1], KEY, valid_vocab=2**20).tokens.shape == (1,)
 
 
-def test_the_operator_is_well_formed():
+@pytest.mark.parametrize("limited", [True, False])
+def test_the_operator_is_well_formed(limited):
+    limits = torch.zeros(3, dtype=torch.int32), torch.full((3,), 0.9), torch.zeros(3)
     arguments = (
-        normal(3, 9), counters_of(3), *KEY, torch.ones(3), torch.zeros(3, dtype=torch.int32),
-        torch.full((3,), 0.9), torch.zeros(3), False, 9, None,
+        normal(3, 9), counters_of(3), *KEY, torch.ones(3), *(limits if limited else [None] * 3), 9,
+        None,
     )  # fmt: skip
     for backend in ("torch", "cpu"):
         torch.library.opcheck(torch.ops.fastrl.sample, (*arguments, backend))

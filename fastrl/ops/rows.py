@@ -54,6 +54,13 @@ class Filters:
     min_p_N: Tensor  # the same; 0: no limit
     none: bool  # known on the host: no row has a limit
 
+    @classmethod
+    def nothing(cls, rows: int, device: torch.device, dtype: torch.dtype) -> Filters:
+        """Every column may be chosen."""
+        top_k_N = torch.zeros(rows, dtype=torch.int32, device=device)
+        least_N = torch.zeros(rows, dtype=dtype, device=device)
+        return cls(top_k_N, torch.ones_like(least_N), least_N, True)
+
     def select(self, index: Tensor) -> Filters:
         """Those of some of the rows."""
         return Filters(self.top_k_N[index], self.top_p_N[index], self.min_p_N[index], self.none)

@@ -67,13 +67,15 @@ def sample(
     if flat.valid > MAX_VOCAB:
         raise UsageError(f"the vocabulary has {flat.valid} ids; the counters allow {MAX_VOCAB}")
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    each = [_per_row(name, value, nowhere) for name, value in given.items()]
-    none = all(
+    each: list[Tensor | None] = [_per_row(name, value, nowhere) for name, value in given.items()]
+    plain = not isinstance(temperature, Tensor) and temperature != 0
+    if plain and all(
         not isinstance(value, Tensor) and value == limit
         for value, limit in ((top_k, 0), (top_p, 1), (min_p, 0))
-    ) and not (isinstance(temperature, Tensor) or temperature == 0)
+    ):
+        each[1:] = None, None, None
     found = _sample(
-        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key, *each, none,
+        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key, *each,
         flat.valid, flat.softcap, flat.backend,
     )  # fmt: skip
     return Sample(*(x.view(rows_shape) for x in found))
@@ -109,23 +111,31 @@ def _per_row(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
     return torch.full((rows.numel(),), value, dtype=torch.float64, device=rows.device)
 
 
-def _check_values(counters: Tensor, settings: dict[str, Tensor]) -> None:
-    """Raises UsageError for values that do not fit; looks on the CPU only."""
-    if counters.device.type != "cpu":
+LIMITS = (1 << 32, 1 << 14, 1 << 32, 1 << 32)  # of a counter's words
+
+
+def _check_counters(counters: Tensor) -> None:
+    """Raises UsageError for words that do not fit; looks on the CPU only."""
+    if counters.device.type != "cpu" or not len(counters):
         return
+    least, most = (x.tolist() for x in counters.aminmax(dim=0))
+    if min(least) >= 0 and all(x < limit for x, limit in zip(most, LIMITS, strict=True)):
+        return
+    outside = (counters < 0) | (counters >= torch.tensor(LIMITS))
+    row, word = (int(i) for i in outside.nonzero()[0])
+    raise UsageError(
+        f"c{word} of the counter of row {row} is {int(counters[row, word])}; it must lie in"
+        f" 0..{LIMITS[word] - 1}"
+    )
+
+
+def _check_settings(settings: dict[str, Tensor]) -> None:
+    """Raises UsageError for values that do not fit; looks on the CPU only."""
     for name, value in settings.items():
         words, fits = ALLOWED[name]
-        if not bool(fits(value).all()):
+        if value.device.type == "cpu" and not bool(fits(value).all()):
             row = int((~fits(value)).nonzero()[0])
             raise UsageError(f"{name} is {value[row].item()} in row {row}; it must be {words}")
-    limits = torch.tensor([1 << 32, 1 << 14, 1 << 32, 1 << 32])
-    outside = (counters < 0) | (counters >= limits)
-    if bool(outside.any()):
-        row, word = (int(i) for i in outside.nonzero()[0])
-        raise UsageError(
-            f"c{word} of the counter of row {row} is {int(counters[row, word])}; it must lie in"
-            f" 0..{int(limits[word]) - 1}"
-        )
 
 
 @torch.library.custom_op("fastrl::sample", mutates_args=())
@@ -136,18 +146,22 @@ def _sample(
     key0: int,
     key1: int,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    none: bool,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
     valid: int,
     softcap: float | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What Sample holds, [N] each."""
-    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    _check_values(counters, settings)
+    """What Sample holds, [N] each. Without limits (None) no row is greedy: the sampler's usual."""
+    _check_counters(counters)
     wide = wide_dtype(logits.dtype)
+    nowhere, noise = torch.zeros_like(counters[:, 0]), Noise(counters, (key0, key1))
+    kernels = library.kernels_of(backend)
+    if top_k is None or top_p is None or min_p is None:
+        x = LogitRows(logits, nowhere, None, temperature.to(wide), valid, softcap)
+        return kernels.sample(x, Filters.nothing(len(logits), logits.device, wide), noise)
+    _check_settings({"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p})
     # greedy is the likeliest alone at temperature 1, with nothing said of what it left out
     greedy = temperature == 0
     filters = Filters(
@@ -155,15 +169,12 @@ def _sample(
         # as small as that leaves the likeliest alone, and is a number in fp32
         top_p.clamp(min=1e-30).to(wide).contiguous(),
         min_p.to(wide).contiguous(),
-        none,
+        False,
     )
     x = LogitRows(
-        logits, torch.zeros_like(counters[:, 0]), None,
-        torch.where(greedy, 1.0, temperature).to(wide), valid, softcap,
-    )  # fmt: skip
-    tokens, logprobs, log_kept_mass = library.kernels_of(backend).sample(
-        x, filters, Noise(counters, (key0, key1))
+        logits, nowhere, None, torch.where(greedy, 1.0, temperature).to(wide), valid, softcap
     )
+    tokens, logprobs, log_kept_mass = kernels.sample(x, filters, noise)
     return tokens, logprobs, torch.where(greedy & (tokens >= 0), 0.0, log_kept_mass)
 
 
