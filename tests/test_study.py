@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,9 +183,10 @@ def test_an_arm_is_added_and_stopped_and_gone_on_with(done, capsys):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=200)
     assert process.returncode == STOPPED
-    assert "stopped with 2 of 3 cells done; go on: fastrl study --output-dir '" in out
+    # the base may have had more to measure yet than what it says of training
+    assert re.search("stopped with [12] of 3 cells done; go on: fastrl study --output-dir '", out)
     assert "failed" not in out
-    base = done / "cells/embedded/base/last.json"
+    base = done / "cells/embedded/base/beforehand.json"
     assert json.loads(base.read_text())["arms"] == ["sharpen-a4", "task"]
     assert study("--output-dir", done, "--cell", TASK) == OK
     expected = done.parent / "expected.json"

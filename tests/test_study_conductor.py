@@ -93,6 +93,25 @@ def test_the_base_is_done_before_what_trains(study):
     assert len(study.order) == before  # nothing is done again
 
 
+def test_runs_begin_when_the_base_has_said_what_it_says_of_them(study):
+    """And not before; what is measured of it after that goes on beside them."""
+    study.act(
+        BASE,
+        f"""
+        sleep 0.3
+        echo predicted >> "$D/order"
+        cp "$D/empty" "$C/beforehand.safetensors"
+        echo '{{"arms": ["sharpen-a4", "task"]}}' > "$C/beforehand.json"
+        for i in $(seq 600); do grep -q "{TASK} begins" "$D/order" && break; sleep 0.05; done
+        done_
+        """,
+    )
+    assert len(study.conduct(jobs=2).done) == 3
+    order = ["predicted", f"{SHARPEN} begins", f"{TASK} begins", f"{BASE} ends"]
+    assert sorted(order, key=study.order.index) == order
+    assert max(running for _, running in study.shown) == 2
+
+
 def test_jobs_are_the_cells_at_once(study):
     study.act(SHARPEN, "sleep 0.2; done_")
     study.act(TASK, "sleep 0.2; done_")

@@ -26,12 +26,13 @@ from fastrl.objectives import check_contradictions
 from fastrl.preparation import placement
 from fastrl.run_directory import RunDirectory, command
 from fastrl.study.baselines import measured_baselines
-from fastrl.study.measure import Counter, Measured, Policy, Questions, measure
+from fastrl.study.measure import Counter, Measured, Policy, Questions, measure, measure_more
 from fastrl.study.plan import BASE, BASELINES, CELLS, RUN, Cell, Plan, perturbed_path
 from fastrl.tokenizer import load_tokenizer
 from fastrl.weights import hf_tensors, save_model
 
 LAST, BEST = "last", "best"
+BEFOREHAND = "beforehand"  # what a base says of training
 PLAN = "plan.json"
 
 
@@ -103,9 +104,19 @@ def is_done(plan: Plan, directory: Path, cell: Cell) -> bool:
     files = files_of(directory, cell)
     if not cell.samples:
         return files.is_trained(cell.config.train.max_steps)
-    if cell.arm != BASE or not files.is_measured():
-        return files.is_measured()
-    _, about = files.read(LAST)
+    return files.is_measured() and (cell.arm != BASE or _knows_arms(plan, files, LAST))
+
+
+def is_predicted(plan: Plan, directory: Path, base: Cell) -> bool:
+    """Whether what a base says of every arm is written down, so that its runs may begin."""
+    files = files_of(directory, base)
+    if files.found(BEFOREHAND).is_file() and _knows_arms(plan, files, BEFOREHAND):
+        return True
+    return is_done(plan, directory, base)
+
+
+def _knows_arms(plan: Plan, files: CellFiles, which: str) -> bool:
+    _, about = files.read(which)
     return {arm.name for arm in plan.arms} <= {*about.get("arms", ())}
 
 
@@ -141,7 +152,7 @@ def do_cell(
     """
     files = files_of(directory, cell)
     base = next(c for c in plan.cells if (c.model, c.arm) == (cell.model, BASE))
-    if cell.trains and not is_done(plan, directory, base):
+    if cell.trains and not is_predicted(plan, directory, base):
         raise UsageError(
             f"what the base says of training is written down before it: do the cell {base.name}"
             " first"
@@ -229,13 +240,16 @@ def _measure_base(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> N
         config = with_values(cell.config, arm.values, from_text=False)
         if not config.sampling.ignore_eos:  # its optimum is over other responses than were drawn
             arms.append((arm, check_contradictions(config)))
-    found = measure(
-        policy_of(cell), questions, plan.settings, cell.samples, count,
-        long_samples=cell.samples, base_of=arms,
-    )  # fmt: skip
+    policy = policy_of(cell)
+    found = measure(policy, questions, cell.samples, count, base_of=arms)
     about = {"step": 0, "arms": [arm.name for arm in plan.arms]}
+    files.write(BEFOREHAND, found, about)
+    torch.set_num_threads(1)  # of the cores that it may have had alone: runs begin beside it now
+    more = measure_more(
+        policy, questions, plan.settings, count, long_samples=cell.samples, is_base=True
+    )
     for which in (BEST, LAST):  # the last says that all is there
-        files.write(which, found, about)
+        files.write(which, replace(found, values=found.values | more), about)
 
 
 def _measure_baselines(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> None:
@@ -266,12 +280,13 @@ def _measure_run(plan: Plan, files: CellFiles, cell: Cell, count: Counter) -> No
         policy = policy_of(cell, checkpoint)
         if checkpoint is None:  # of the initial model nothing is better; its KL is 0
             policy = replace(policy, reference=None)
-        found = measure(
-            policy, questions, plan.settings, cell.samples, count,
+        found = measure(policy, questions, cell.samples, count)
+        more = measure_more(
+            policy, questions, plan.settings, count,
             other_words=which == LAST,
             long_samples=plan.settings.samples if which == LAST and cell.seed == 0 else 0,
         )  # fmt: skip
-        files.write(which, found, {"step": step})
+        files.write(which, replace(found, values=found.values | more), {"step": step})
 
 
 def _copy(files: CellFiles) -> None:

@@ -21,7 +21,7 @@ import torch
 from fastrl import strict_json
 from fastrl.exit_codes import STOPPED
 from fastrl.signals import StopOnSignal
-from fastrl.study.cell import CellFiles, files_of, is_done
+from fastrl.study.cell import CellFiles, files_of, is_done, is_predicted
 from fastrl.study.plan import BASE, Cell, Plan
 
 PROGRESS = "progress.json"  # of a cell: {"phase", "done", "total"}
@@ -63,7 +63,7 @@ def conduct(
     stop: StopOnSignal,
     show: Callable[[Sequence[Cell], Sequence[tuple[Cell, str]]], None],
 ) -> Outcome:
-    """Do every cell that is not done; models first, so that predictions come before training.
+    """Do every cell that is not done; models first, and no run before all predictions are written.
 
     `show(done, running)` is told of what is done, and of what runs with how far it is. A cell that
     fails keeps no other from being done, but for a base: what is of its model is not begun.
@@ -87,7 +87,9 @@ def conduct(
                 told, waiting = True, []
                 for child in running:
                     child.process.send_signal(signal.SIGTERM)
-            while waiting and len(running) < jobs and _may_start(waiting[0], running):
+            while waiting and len(running) < jobs:
+                if waiting[0].trains and not _all_predicted(plan, directory, running):
+                    break
                 cell = waiting.pop(0)
                 if is_done(plan, directory, cell):  # by hand, meanwhile
                     done.append(cell)
@@ -112,9 +114,10 @@ def conduct(
     return Outcome(done, failed, told)
 
 
-def _may_start(cell: Cell, running: Sequence[_Child]) -> bool:
-    """A run waits for the measurements without training: what they predict is written by then."""
-    return not cell.trains or all(c.cell.trains for c in running)
+def _all_predicted(plan: Plan, directory: Path, running: Sequence[_Child]) -> bool:
+    """Whether no base is at work of which all runs wait for what it says of training."""
+    bases = [c.cell for c in running if c.cell.arm == BASE]
+    return all(is_predicted(plan, directory, base) for base in bases)
 
 
 def _without(waiting: Sequence[Cell], failed: Cell) -> list[Cell]:

@@ -160,21 +160,16 @@ class Measured:
 def measure(
     policy: Policy,
     questions: Questions,
-    settings: StudySettings,
     samples: int,
     count: Counter,
     *,
-    other_words: bool = True,
-    long_samples: int = 0,
     base_of: Sequence[tuple[Arm, Objective]] | None = None,
 ) -> Measured:
-    """Figures of every prompt, and some responses as text; `samples` and `long_samples` a prompt.
+    """Figures of `samples` responses to every test prompt, and some of them as text.
 
-    `test.NAME` are of the test prompts: accuracy, pass@k, maj@k, greedy, length, lp and kl (nats a
-    response), unique (share of different responses); `test.NAME@WORDING` of those that were asked
-    in other words, `flipped` where the greedy answer is another; `long.second` counts right
-    responses to longer prompts. For the base model, with the arms `base_of` it, what it says of
-    them too: see `beforehand`; and `long.first`, another draw, by which prompts are chosen.
+    They are test.NAME: accuracy, pass@k, maj@k, length, lp and kl (nats a response), unique (share
+    of different responses). For the base model, with the arms `base_of` it, what it says of them
+    too: see `beforehand`.
     """
     show = count("test", len(questions.test) * samples)
     drawn = policy.evaluate(questions, questions.test, samples, on_event=show)
@@ -197,14 +192,33 @@ def measure(
     if base_of is not None:
         found, bounds = beforehand(drawn, lp, base_of)
         values |= found
+    return Measured(values, texts(drawn, questions.test), bounds)
+
+
+def measure_more(
+    policy: Policy,
+    questions: Questions,
+    settings: StudySettings,
+    count: Counter,
+    *,
+    other_words: bool = True,
+    long_samples: int = 0,
+    is_base: bool = False,
+) -> Values:
+    """Figures that are no samples of the test prompts, of which no prediction is made.
+
+    test.greedy; `test.NAME@WORDING` of prompts that were asked in other words, `flipped` where the
+    greedy answer is another; `long.second` counts right responses to longer prompts, `long_samples`
+    each; and of the base `long.first`, another draw, by which prompts are chosen.
+    """
     greedy = policy.evaluate(questions, questions.test, 1, temperature=0.0)
-    values["test.greedy"] = greedy.correct_Pn[:, 0].astype(float)
+    values: Values = {"test.greedy": greedy.correct_Pn[:, 0].astype(float)}
     if other_words:
         values |= _other_words(policy, questions, settings, greedy, count)
     if questions.long and long_samples:
         # prompts that the base's first draw never solved are not to be asked on its random numbers:
         # it would seem to solve none of them, and less than by chance whoever is near it
-        draws = {"long.second": 1, **({} if base_of is None else {"long.first": 0})}
+        draws = {"long.second": 1, **({"long.first": 0} if is_base else {})}
         for name, step in draws.items():
             show = count("longer", len(questions.long) * long_samples)
             longer = policy.evaluate(
@@ -212,7 +226,7 @@ def measure(
             )
             values[name] = longer.correct_Pn.sum(1).astype(float)
         values["long.n"] = np.full(len(questions.long), float(long_samples))
-    return Measured(values, texts(drawn, questions.test), bounds)
+    return values
 
 
 def _other_words(
