@@ -1,7 +1,7 @@
 """A study as the README and docs show it: tables, a picture, and the figures that are kept.
 
     fastrl study --models embedded:0,embedded,embedded:0.5 --arms sharpen,task --seeds 10 \\
-        --baselines --output-dir DIR
+        --samples-of-trained 64 --output-dir DIR
     python bench/study.py DIR [--into README.md docs/study.md] [--expected FILE.json --command TEXT]
 
 Writes study-NAME.json (study.json without responses) and study-NAME.png to --out-dir.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.bench.marked import put
+from fastrl.study.page_rows import arms_of
 from fastrl.study.tables import number, percent, points, share
 from fastrl.study.verify import expectations
 
@@ -24,9 +25,14 @@ COLORS = ("#2b8a3e", "#1f5fa8", "#c92a2a", "#7048a8", "#d1711c", "#555555")
 STYLES, MARKERS = ("-", "--", "-.", ":"), "o^sDvPX"
 
 
+def arm_names(study: Mapping[str, Any]) -> list[str]:
+    """Each arm once, in the order of the grid."""
+    return list(dict.fromkeys(row["arm"] for row in study["arms"]))
+
+
 def results(study: Mapping[str, Any]) -> str:
     """A row a model: what its samples predicted, and what training did."""
-    arms = list(dict.fromkeys(row["arm"] for row in study["arms"]))
+    arms = arm_names(study)
     heads = ["model", "base", "Cov(r, log p) of the base"]
     for arm in arms:
         sharpens = "sharpen" in arm
@@ -59,9 +65,7 @@ def every_arm(study: Mapping[str, Any]) -> str:
     for model, base in study["models"].items():
         cells = [f"`{model}`", "base", "`p`", "", share(base["accuracy"]), "", "", "0"]
         lines.append(f"| {' | '.join(cells)} | {number(base['length'])} |")
-        for row in study["arms"]:
-            if row["model"] != model:
-                continue
+        for row in arms_of(study, model):
             last = row["last"]
             predicted = percent(row["predicted"]["accuracy"]) if "predicted" in row else ""
             cells = [
@@ -139,7 +143,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     models = list(study["models"])
-    arms = list(dict.fromkeys(row["arm"] for row in study["arms"]))
+    arms = arm_names(study)
     for row in study["arms"]:
         model, arm = models.index(row["model"]), arms.index(row["arm"])
         # one model: a colour an arm; more: a colour a model
@@ -186,9 +190,10 @@ def main() -> int:
     if (known.directory / "exact.json").is_file():
         found = json.loads((known.directory / "exact.json").read_text())
         (known.out_dir / "exact.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(exact(found))
+        text = exact(found)
+        print(text)
         for path in known.into:
-            put(exact(found), path, "exact", "study.py")
+            put(text, path, "exact", "study.py")
         return 0
     study = json.loads((known.directory / "study.json").read_text())
     kept = rounded({k: v for k, v in study.items() if k not in ("texts", "commands")})
@@ -201,9 +206,10 @@ def main() -> int:
         "results": results, "arms": every_arm, "verdicts": verdicts, "baselines": baselines,
     }  # fmt: skip
     for part, make in parts.items():
-        print(make(study), end="\n\n")
+        text = make(study)
+        print(text, end="\n\n")
         for path in known.into:
-            put(make(study), path, f"study {known.name} {part}", "study.py")
+            put(text, path, f"study {known.name} {part}", "study.py")
     return 0
 
 

@@ -193,9 +193,10 @@ def _read(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(name: str) -> str:
-    """A path that is there, from the root on; another name as it is."""
+    """A path that is there, or in the home directory, from the root on; another name as it is."""
     path = Path(name).expanduser()
-    return str(path.absolute()) if "/" in name and path.exists() else name
+    found = "/" in name and (path.exists() or name.startswith("~"))
+    return str(path.absolute()) if found else name
 
 
 def _settings(known: argparse.Namespace) -> StudySettings:

@@ -69,9 +69,7 @@ def analyse(plan: Plan, directory: Path) -> dict[str, Any]:
     for model, questions in asked.items():
         measured = {}
         for arm in plan.arms:
-            if own := [
-                c for c in cells if (c.shown_model, c.arm) == (model, arm.name) and c.samples
-            ]:
+            if own := [c for c in cells if (c.shown_model, c.arm) == (model, arm.name)]:
                 both = {which: _read(directory, own, which) for which in (LAST, BEST)}
                 measured[arm.name] = both
                 arms.append(_arm(directory, arm, both, base[model], questions))

@@ -132,7 +132,7 @@ def _study_command(study: Study) -> str:
             continue
         words.append(f"--{name.replace('_', '-')}")
         if isinstance(value, tuple):
-            words.append(",".join(f"{v:g}" if isinstance(v, float) else v for v in value))
+            words.append(",".join(str(v).removesuffix(".0") for v in value))
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)

@@ -129,7 +129,7 @@ def make_plan(settings: StudySettings, config: Config, directory: Path) -> Plan:
     _check(settings)
     arms = tuple(arms_of(settings))
     names = settings.models or (config.model.name,)
-    if bad := [name for name in names if "~" in name.removeprefix("~/")]:
+    if bad := [name for name in names if "~" in name]:
         raise UsageError(
             f"the model {bad[0]!r} has a ~ in its name, which marks perturbed models; give a link"
             " of another name"
