@@ -21,7 +21,7 @@ from fastrl.study.page_rows import arms_of
 from fastrl.study.tables import number, percent, points, share
 from fastrl.study.verify import expectations
 
-COLORS = ("#2b8a3e", "#1f5fa8", "#c92a2a", "#7048a8", "#d1711c", "#555555")
+COLORS = ("#2b8a3e", "#1f5fa8", "#c92a2a", "#7048a8", "#d1711c", "#555555", "#0b7285")
 STYLES, MARKERS = ("-", "--", "-.", ":"), "o^sDvPX"
 
 
@@ -140,29 +140,32 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     """Left: gains against their predictions. Right: accuracy over the steps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    models = list(study["models"])
-    arms = arm_names(study)
+    # one model: a colour for each kind of arm; more: a colour for each model
+    which = "kind" if len(study["models"]) == 1 else "model"
+    colors = list(dict.fromkeys(row[which] for row in study["arms"]))
+    alike: dict[str, list[str]] = {}  # arms of a colour, told apart by lines and marks
     for row in study["arms"]:
-        model, arm = models.index(row["model"]), arms.index(row["arm"])
-        # one model: a colour an arm; more: a colour a model
-        color = COLORS[(model if len(models) > 1 else arm) % len(COLORS)]
-        style = arm % len(STYLES) if len(models) > 1 else 0
+        color = COLORS[colors.index(row[which]) % len(COLORS)]
+        arms = alike.setdefault(row[which], [])
+        arms.append(row["arm"])
+        line, mark = (signs[(len(arms) - 1) % len(signs)] for signs in (STYLES, MARKERS))
         steps, curve = row["curves"]["step"], row["curves"]["task_accuracy"]["mean"]
         right.plot(
-            steps, [100 * v for v in curve], linewidth=1.4, linestyle=STYLES[style],
-            color=color, label=f"{row['model']}, {row['arm']}",
+            steps, [100 * v for v in curve], linewidth=1.4, linestyle=line, color=color,
+            marker=mark, markersize=5, markevery=(len(steps) // 10, max(1, len(steps) // 5)),
+            label=row["arm"] if which == "kind" else f"{row['model']}, {row['arm']}",
         )  # fmt: skip
         gain = row["last"]["gain"]
         mean, low, high = (100 * gain[k] for k in ("mean", "low", "high"))
         left.errorbar(
             [100 * row["predicted"]["gain"]["mean"]], [mean], yerr=[[mean - low], [high - mean]],
-            fmt=MARKERS[arm % len(MARKERS)], capsize=4, color=color,
-            label=f"{row['model']}, {row['arm']}",
+            fmt=mark, capsize=4, color=color,
         )  # fmt: skip
     ends = [min(0, *left.get_xlim()), max(left.get_xlim())]
-    left.plot(ends, ends, color="#888", linewidth=0.8, linestyle=":", label="as predicted")
+    left.plot(ends, ends, color="#888", linewidth=0.8, linestyle=":")
+    left.annotate("as predicted", (ends[1], ends[1]), color="#888", fontsize=7, ha="right")
     left.axhline(0, color="#888", linewidth=0.8)
     left.set_xlabel("predicted from samples of the base model, points")
     left.set_ylabel("reached after training, points")
@@ -172,8 +175,8 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     right.set_title("over the steps, means over seeds", fontsize=10)
     right.set_ylim(0, 100)
     for axis in (left, right):
-        axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.25, linewidth=0.5)
+    figure.legend(fontsize=7, frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
