@@ -115,6 +115,20 @@ def baselines(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def passes(study: Mapping[str, Any]) -> str:
+    """pass@k and maj@k of each model and its arms, for every other power of two, in %."""
+    ks = [k for k in next(iter(study["models"].values()))["pass"] if int(k).bit_length() % 2]
+    heads = ["model", "arm", *(f"pass@{k}" for k in ks), *(f"maj@{k}" for k in ks)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for model, base in study["models"].items():
+        rows = [("base", base), *((f"`{r['arm']}`", r["last"]) for r in arms_of(study, model))]
+        for name, row in rows:
+            of = [row[what].get(k) for what in ("pass", "maj") for k in ks]
+            cells = [f"`{model}`", name, *("" if v is None else percent(v) for v in of)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def exact(found: Mapping[str, Any]) -> str:
     """The claims of exact.json, and what became of the crowd."""
     lines = [
@@ -206,7 +220,8 @@ def main() -> int:
     if known.expected:
         known.expected.write_text(json.dumps(expectations(study, known.command), indent=1) + "\n")
     parts = {
-        "results": results, "arms": every_arm, "verdicts": verdicts, "baselines": baselines,
+        "results": results, "arms": every_arm, "passes": passes, "verdicts": verdicts,
+        "baselines": baselines,
     }  # fmt: skip
     for part, make in parts.items():
         text = make(study)

@@ -26,7 +26,7 @@ SMALL = StudySettings(
 def test_every_command_is_of_a_kind_that_is_looked_at_here():
     kinds = [words[1] for words in COMMANDS]
     assert set(kinds) == {"study", "report"} and {words[0] for words in COMMANDS} == {"fastrl"}
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 14
 
 
 @pytest.fixture
