@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastrl.sampler import PromptKey, SamplingParams
+from fastrl.sampler.decode import DecodeSteps
+from fastrl.sampler.engine import DECODE_STEPS
 
 ENDS = (1, 9, 30)
 PROMPTS = [[5], [6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16, 17], [3] * 8, list(range(20, 37))]
@@ -187,3 +189,19 @@ def test_step_stream_and_draw_change_the_tokens(change):
     for params, group, expected in zip(PARAMS, results, alone("llama"), strict=True):
         same = [a.token_ids == b.token_ids for a, b in zip(group, expected, strict=True)]
         assert all(same) if params.temperature == 0 else not all(same)
+
+
+def test_those_that_go_on_are_not_handed_over_again_when_one_finishes(monkeypatch):
+    """Rows are set up once for up to DECODE_STEPS steps, however many finish meanwhile."""
+    begun, kept = [], []
+    begin, keep = DecodeSteps.begin, DecodeSteps.keep
+    monkeypatch.setattr(DecodeSteps, "begin", lambda *a: (begun.append(1), begin(*a))[1])
+    monkeypatch.setattr(
+        DecodeSteps, "keep", lambda self, rows: (kept.append(rows), keep(self, rows))
+    )
+    sampler = AuditedSampler(tiny_decoder(FAMILIES[0]), eos_token_ids=ENDS)
+    params = SamplingParams(n=40, max_tokens=30, seed=3)
+    [group] = sampler.generate([PROMPTS[0]], params, prompt_keys=[PromptKey(0)])
+    lengths = {len(c.token_ids) for c in group}
+    assert len(lengths) > 4, "they finish at several steps"
+    assert len(begun) == -(-(max(lengths) - 1) // DECODE_STEPS) < len(kept)

@@ -135,6 +135,15 @@ class DecodeSteps:
             for name, values in settings.items():
                 self.settings[name][: self.rows].copy_(values)
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with some of the sequences, by their rows of now; not where graphs are ahead."""
+        assert self.lag == 0
+        index = torch.from_numpy(rows).to(self.device)
+        state = (self.tokens_R, self.positions_R, self.tables_RW, self.counters_R4)
+        for x in (*state, *self.settings.values()):
+            x[: len(rows)] = x[index]
+        self.rows = len(rows)
+
     def take_seconds_capture(self) -> float:
         """Seconds that captures took since the last time this was asked."""
         seconds, self.seconds_capture = self.seconds_capture, 0.0

@@ -312,7 +312,10 @@ class Sampler:
 
     @torch.no_grad()
     def _decode(self, call: Call, sequences: list[Sequence]) -> Generator[Call, None, None]:
-        """Steps of one row each, until a sequence finishes or DECODE_STEPS of them are done."""
+        """Steps of one row each, DECODE_STEPS of them; fewer where all finish.
+
+        Where graphs are ahead of the host only until the first that finishes: its row would go on.
+        """
         scheduler, steps = call.scheduler, call.runner.steps
         left = min(s.group.params.max_tokens - len(s.token_ids) for s in sequences)
         count = scheduler.reserve(sequences, min(left, DECODE_STEPS))
@@ -345,6 +348,11 @@ class Sampler:
                 self._leave(call, running, finished)
                 running = [s for s in running if id(s) not in finished]
                 yield call
+                if finished and not steps.lag:
+                    if not running:
+                        break
+                    steps.keep(np.flatnonzero([id(s) not in finished for s in sequences]))
+                    sequences = running
         finally:  # begun, and nobody waits for them
             call.stats.discarded_rows += len(sequences) * len(started)
         scheduler.trim(running)

@@ -78,7 +78,7 @@ class Scheduler:
 
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether the pool has blocks for all tokens the sequence has, and slots for its forks."""
-        promised = sum(self._forks(s) - 1 for s in self.running)
+        promised = sum(self._forks(s) - 1 for s in self.running if s.response < 0)
         return len(self.slots) - promised >= self._forks(sequence) and self.pool.can_allocate(
             self._blocks(sequence.total)
         )
