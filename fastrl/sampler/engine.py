@@ -346,7 +346,8 @@ class Sampler:
                 call.sampled, call.events = [], []
                 finished = self._append(call, running, columns)
                 self._leave(call, running, finished)
-                running = [s for s in running if id(s) not in finished]
+                if finished:
+                    running = [s for s in running if id(s) not in finished]
                 yield call
                 if finished and not steps.lag:
                     if not running:
@@ -374,17 +375,17 @@ class Sampler:
     ) -> dict[int, tuple[str, int | str | None]]:
         """As `_sample`, from tokens, log-probs and logs of the kept mass."""
         finished: dict[int, tuple[str, int | str | None]] = {}
+        sampled, before, ends = call.sampled, len(call.sampled), self.eos_token_ids
         for sequence, token, logprob, kept_mass in zip(sequences, *columns, strict=True):
             if token < 0:  # the model gave a NaN, or nothing finite
                 finished[id(sequence)] = ("error", None)
                 continue
-            call.stats.generated_tokens += 1
-            call.sampled.append(sequence)
+            sampled.append(sequence)
             sequence.token_ids.append(token)
             sequence.logprobs.append(logprob)
             sequence.log_kept_mass.append(kept_mass)
             p = sequence.group.params
-            if token in self.eos_token_ids and not p.ignore_eos:
+            if token in ends and not p.ignore_eos:
                 finished[id(sequence)] = ("stop", None)
             elif token in p.stop_token_ids:
                 finished[id(sequence)] = ("stop", token)
@@ -392,6 +393,7 @@ class Sampler:
                 finished[id(sequence)] = ("stop", string)
             elif len(sequence.token_ids) == p.max_tokens:
                 finished[id(sequence)] = ("length", None)
+        call.stats.generated_tokens += len(sampled) - before
         return finished
 
     def _leave(
@@ -401,6 +403,8 @@ class Sampler:
         finished: dict[int, tuple[str, int | str | None]],
     ) -> None:
         """Take those that are finished out of the pool."""
+        if not finished:  # as after most steps
+            return
         for sequence in sequences:
             if (reason := finished.get(id(sequence))) is not None:
                 if sequence.slot >= 0:

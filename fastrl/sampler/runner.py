@@ -86,8 +86,12 @@ class Runner:
     def count_step(self, sequences: Seq[Sequence]) -> None:
         """What a step of `steps` did to its sequences."""
         self.rows += len(sequences)
-        for sequence in sequences:
-            self._count(sequence, sequence.cached, sequence.cached + 1)
+        for sequence in sequences:  # as `_count`, of one row
+            sequence.cached += 1
+            if sequence.computed < sequence.cached:
+                sequence.computed = sequence.cached
+            else:
+                self.recomputed += 1
 
     def _advance(self, sequence: Sequence, start: int, end: int) -> None:
         known = self.owners.get(sequence.slot) == (sequence, len(sequence.blocks))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from operator import attrgetter
 
 from fastrl.sampler.blocks import BlockPool
 from fastrl.sampler.sequence import Group, Sequence
@@ -114,8 +116,7 @@ class Scheduler:
 
     def suspend(self, sequence: Sequence) -> None:
         """Queue a response that has tokens and no blocks, to be computed when there is room."""
-        self.preempted.append(sequence)
-        self.preempted.sort(key=lambda s: s.age)
+        insort(self.preempted, sequence, key=attrgetter("age"))
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out of the pool and free what it alone owned."""
@@ -167,9 +168,7 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence) -> None:
         sequence.slot = self.slots.pop()
-        self.running.append(sequence)
-        if len(self.running) > 1 and self.running[-2].age > sequence.age:
-            self.running.sort(key=lambda s: s.age)
+        insort(self.running, sequence, key=attrgetter("age"))
 
     def _forks(self, sequence: Sequence) -> int:
         """Slots that a sequence will need: a prompt's responses compute it again without one."""
