@@ -19,7 +19,7 @@ from fastrl.datasources import Example, load_examples, test_split
 from fastrl.distributed import ALONE, World
 from fastrl.errors import UsageError
 from fastrl.grading import Grade, grade
-from fastrl.model import Decoder, load_model
+from fastrl.model import load_model
 from fastrl.prompts import Tokenized
 from fastrl.sampler import Event, PromptKey, Sampler, SamplingParams
 from fastrl.statistics import bootstrap_interval, maj_at_k, pass_at_k, powers_of_two
@@ -28,7 +28,6 @@ from fastrl.types import Completion
 from fastrl.wire import exchange
 
 LONGEST = 1_024  # tokens of a response where neither a run nor the user says
-RUNNING, GROUPS = 256, 2  # responses at once, and groups of them, whichever are more
 
 
 @dataclass(frozen=True)
@@ -111,11 +110,6 @@ class Evaluation:
                 elif g.answer is not None:
                     ids[p, i] = known.setdefault(" ".join(g.answer.split()), len(known) + 1)
         return ids
-
-
-def sampler_of(model: Decoder, tokenizer: Tokenizer, samples: int) -> Sampler:
-    """One in which large groups overlap: else each would wait for the longest of the one before."""
-    return Sampler(model, tokenizer=tokenizer, max_running=max(RUNNING, GROUPS * samples))
 
 
 def evaluate(
@@ -255,7 +249,7 @@ def evaluate_model(
     for line in fitting.report():
         say(line)
     return evaluate(
-        sampler_of(model, tokenizer, request.samples),
+        Sampler(model, tokenizer=tokenizer),
         tokenizer,
         fitting.examples,
         SamplingParams(

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from audited_sampler import tiny_decoder
 
 from fastrl.datasources import Example
 from fastrl.errors import UsageError
-from fastrl.evaluate import RUNNING, evaluate, sampler_of
-from fastrl.sampler import PromptKey, Sampler, SamplingParams
+from fastrl.evaluate import evaluate
+from fastrl.sampler import PromptKey, SamplingParams
 from fastrl.statistics import bootstrap_interval
 from fastrl.types import Completion
 
@@ -113,18 +112,3 @@ def test_more_samples_of_a_prompt_are_not_more_prompts():
 def test_there_must_be_prompts():
     with pytest.raises(UsageError, match="there is no prompt to evaluate on"):
         evaluate(Script(), Characters(), [], SamplingParams(n=1), seed=0)
-
-
-def test_large_groups_overlap():
-    """The next begins when half of one is at its end, and not after its longest response."""
-    model, prompts = tiny_decoder("llama").requires_grad_(False), [[5], [6], [7], [8]]
-    params = SamplingParams(n=RUNNING, max_tokens=30, seed=3)
-    forwards = {}
-    for name, sampler in (
-        ("overlapping", sampler_of(model, None, RUNNING)),
-        ("one by one", Sampler(model, max_running=RUNNING)),
-    ):
-        sampler.eos_token_ids = frozenset({1, 9, 30})
-        sampler.generate(prompts, params)
-        forwards[name] = sampler.stats.forwards
-    assert forwards["overlapping"] < 0.8 * forwards["one by one"]

@@ -14,12 +14,12 @@ import numpy as np
 from fastrl.batch import pack
 from fastrl.config import Config
 from fastrl.datasources import Example, load_examples, test_split
-from fastrl.evaluate import Evaluation, evaluate, sampler_of
+from fastrl.evaluate import Evaluation, evaluate
 from fastrl.grading import Grade
 from fastrl.model import Decoder
 from fastrl.objectives import Objective
 from fastrl.prompts import Tokenized
-from fastrl.sampler import SamplingParams
+from fastrl.sampler import Sampler, SamplingParams
 from fastrl.scoring import score_responses
 from fastrl.shapes import outline
 from fastrl.statistics import best_of_k, powers_of_two
@@ -120,7 +120,7 @@ class Policy:
             ),
         )
         return evaluate(
-            sampler_of(self.model, self.tokenizer, samples),
+            Sampler(self.model, tokenizer=self.tokenizer),
             self.tokenizer,
             examples,
             params,
