@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,9 @@ COLORS = ("#2b8a3e", "#1f5fa8", "#c92a2a", "#7048a8", "#d1711c", "#555555", "#0b
 STYLES, MARKERS = ("-", "--", "-.", ":"), "o^sDvPX"
 
 
-def arm_names(study: Mapping[str, Any]) -> list[str]:
-    """Each arm once, in the order of the grid."""
-    return list(dict.fromkeys(row["arm"] for row in study["arms"]))
-
-
 def results(study: Mapping[str, Any]) -> str:
     """A row a model: what its samples predicted, and what training did."""
-    arms = arm_names(study)
+    arms = list(dict.fromkeys(row["arm"] for row in study["arms"]))
     heads = ["model", "base", "Cov(r, log p) of the base"]
     for arm in arms:
         sharpens = "sharpen" in arm
@@ -159,12 +155,11 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     # one model: a colour for each kind of arm; more: a colour for each model
     which = "kind" if len(study["models"]) == 1 else "model"
     colors = list(dict.fromkeys(row[which] for row in study["arms"]))
-    alike: dict[str, list[str]] = {}  # arms of a colour, told apart by lines and marks
+    drawn: Counter[str] = Counter()  # arms of a colour, told apart by lines and marks
     for row in study["arms"]:
         color = COLORS[colors.index(row[which]) % len(COLORS)]
-        arms = alike.setdefault(row[which], [])
-        arms.append(row["arm"])
-        line, mark = (signs[(len(arms) - 1) % len(signs)] for signs in (STYLES, MARKERS))
+        line, mark = (signs[drawn[row[which]] % len(signs)] for signs in (STYLES, MARKERS))
+        drawn[row[which]] += 1
         steps, curve = row["curves"]["step"], row["curves"]["task_accuracy"]["mean"]
         right.plot(
             steps, [100 * v for v in curve], linewidth=1.4, linestyle=line, color=color,

@@ -66,22 +66,22 @@ def sample(
     flat = flatten(logits, vocab, nowhere, None, 1.0, valid_vocab, softcap, backend)
     if flat.valid > MAX_VOCAB:
         raise UsageError(f"the vocabulary has {flat.valid} ids; the counters allow {MAX_VOCAB}")
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    each: list[Tensor | None] = [_per_row(name, value, nowhere) for name, value in given.items()]
-    plain = not isinstance(temperature, Tensor) and temperature != 0
-    if plain and all(
-        not isinstance(value, Tensor) and value == limit
-        for value, limit in ((top_k, 0), (top_p, 1), (min_p, 0))
-    ):
-        each[1:] = None, None, None
+    limits = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    unlimited = not isinstance(temperature, Tensor) and temperature != 0 and all(
+        not isinstance(value, Tensor) and value == nothing
+        for value, nothing in zip(limits.values(), (0, 1, 0), strict=True)
+    )  # fmt: skip
     found = _sample(
-        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key, *each,
+        logits.detach().reshape(-1, vocab), counters.reshape(-1, 4).contiguous(), *key,
+        _per_row("temperature", temperature, nowhere),
+        *(None if unlimited else _per_row(name, value, nowhere) for name, value in limits.items()),
         flat.valid, flat.softcap, flat.backend,
     )  # fmt: skip
     return Sample(*(x.view(rows_shape) for x in found))
 
 
 MAX_VOCAB = 1 << 20  # of a counter's 18 bits, four columns each
+WORDS = (1 << 32, 1 << 14, 1 << 32, 1 << 32)  # of a counter: below these
 ALLOWED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "temperature": (
         "0 (greedy) or from 1e-30 to 1e30",
@@ -111,21 +111,18 @@ def _per_row(name: str, value: float | Tensor, rows: Tensor) -> Tensor:
     return torch.full((rows.numel(),), value, dtype=torch.float64, device=rows.device)
 
 
-LIMITS = (1 << 32, 1 << 14, 1 << 32, 1 << 32)  # of a counter's words
-
-
 def _check_counters(counters: Tensor) -> None:
     """Raises UsageError for words that do not fit; looks on the CPU only."""
     if counters.device.type != "cpu" or not len(counters):
         return
     least, most = (x.tolist() for x in counters.aminmax(dim=0))
-    if min(least) >= 0 and all(x < limit for x, limit in zip(most, LIMITS, strict=True)):
+    if min(least) >= 0 and all(x < limit for x, limit in zip(most, WORDS, strict=True)):
         return
-    outside = (counters < 0) | (counters >= torch.tensor(LIMITS))
+    outside = (counters < 0) | (counters >= torch.tensor(WORDS))
     row, word = (int(i) for i in outside.nonzero()[0])
     raise UsageError(
         f"c{word} of the counter of row {row} is {int(counters[row, word])}; it must lie in"
-        f" 0..{LIMITS[word] - 1}"
+        f" 0..{WORDS[word] - 1}"
     )
 
 

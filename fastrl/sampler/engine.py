@@ -347,12 +347,13 @@ class Sampler:
                 finished = self._append(call, running, columns)
                 self._leave(call, running, finished)
                 if finished:
-                    running = [s for s in running if id(s) not in finished]
+                    rows = [i for i, s in enumerate(running) if id(s) not in finished]
+                    running = [running[i] for i in rows]
                 yield call
                 if finished and not steps.lag:
                     if not running:
                         break
-                    steps.keep(np.flatnonzero([id(s) not in finished for s in sequences]))
+                    steps.keep(np.array(rows))
                     sequences = running
         finally:  # begun, and nobody waits for them
             call.stats.discarded_rows += len(sequences) * len(started)
