@@ -45,18 +45,19 @@ void write_row(const PagedAttention& a, int64_t row) {
 struct Seen {
     int64_t words, padded;  // of a head's factors, and its numbers rounded up to whole vectors
     std::vector<float> memory;
-    float* q;       // [queries][words], scaled to base 2
-    float* sums;    // [queries][padded], of 2^(s-m) v
-    float* totals;  // [queries][STEP], of 2^(s-m)
-    float* peaks;   // [queries], m
-    float* keys;    // [words][STEP]
-    float* values;  // [STEP][padded]
+    float* q;              // [queries][words], scaled to base 2
+    float* sums;           // [queries][padded], of 2^(s-m) v
+    float* totals;         // [queries][STEP], of 2^(s-m)
+    float* peaks;          // [queries], m
+    float* keys;           // of two heads, [words][STEP] each
+    float* values;         // of two heads, [STEP][padded] each
+    int64_t places[STEP];  // where a head's values of each position begin
 
     void reserve(int64_t queries, int64_t dim, int64_t number_bytes) {
         words = (dim * number_bytes + 3) / 4;
         padded = (dim + WIDTH - 1) / WIDTH * WIDTH;
         const int64_t sizes[] = {queries * words, queries * padded, queries * STEP,
-                                 queries,         words * STEP,     STEP * padded};
+                                 queries,         2 * words * STEP, 2 * STEP * padded};
         float** parts[] = {&q, &sums, &totals, &peaks, &keys, &values};
         int64_t needed = 0;
         for (int64_t size : sizes) needed += size + 15;
@@ -68,6 +69,7 @@ struct Seen {
             next += sizes[i];
         }
         std::fill(peaks, peaks + queries, -std::numeric_limits<float>::infinity());
+        for (int t = 0; t < STEP; ++t) places[t] = t * padded;
     }
 };
 
@@ -85,16 +87,15 @@ struct Places {
     }
 };
 
-// The keys of a head at some positions into `seen`, turned; zeros after them.
+// The keys of a head at some positions, turned [words, STEP]; zeros after them.
 template <typename T>
-void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, Seen& seen) {
+void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, float* keys) {
     const T* k[STEP];
     const int64_t dim = a.dim, count = places.count;
     for (int64_t t = 0; t < count; ++t)
         k[t] = static_cast<const T*>(a.k_cache) + places.at[t] + kv_head * dim;
     constexpr int NUMBERS = 4 / sizeof(T);                  // of a word in the cache
     constexpr int WORDS = NUMBERS * sizeof(Factor<T>) / 4;  // that one becomes
-    float* keys = seen.keys;
     for (int group = 0; group < STEP; group += WIDTH) {
         int64_t d = 0;
         for (; d + NUMBERS * WIDTH <= dim; d += NUMBERS * WIDTH) {
@@ -127,12 +128,13 @@ void fetch_keys(const PagedAttention& a, const Places& places, int64_t kv_head, 
     }
 }
 
-// The values of a head at some positions into `seen`, in fp32, zeros up to a whole vector.
+// The values of a head at some positions, in fp32, zeros up to a whole vector.
 template <typename T>
-void fetch_values(const PagedAttention& a, const Places& places, int64_t kv_head, Seen& seen) {
+void fetch_values(const PagedAttention& a, const Places& places, int64_t kv_head, float* values,
+                  int64_t padded) {
     const int64_t dim = a.dim;
     for (int64_t t = 0; t < places.count; ++t) {
-        float* out = seen.values + t * seen.padded;
+        float* out = values + t * padded;
         const T* from = static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * dim;
         int64_t d = 0;
         for (; d + WIDTH <= dim; d += WIDTH) store(out + d, load(from + d));
@@ -144,40 +146,93 @@ void fetch_values(const PagedAttention& a, const Places& places, int64_t kv_head
     }
 }
 
-// N queries from `first` on over a step, of which query i sees counts[i] positions. The values of
-// position t begin at values[t], and have a multiple of WIDTH numbers.
-template <int N, typename T, typename V>
-FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIES],
-                       const Floats (&lanes)[PARTS], const V* const (&values)[STEP]) {
-    const float* q = seen.q + first * seen.words;
-    // even and odd words apart: a sum waits for its last addition
-    Floats scores[2][N][PARTS] = {};
-    int64_t d = 0;
-    for (; d + 2 <= seen.words; d += 2) {
+// Where the values of a step are: those of position t and head h begin at heads[h] + at[t].
+template <int HEADS, typename V>
+struct Values {
+    const V* heads[HEADS];
+    const int64_t* at;
+};
+
+// The numbers of values from `k` on, LOADS vectors, by the weights of N queries of each head onto
+// their sums; all of the queries see the first `common` positions, and query i counts[i] of them.
+template <int N, int HEADS, int LOADS, typename V>
+FASTRL_INLINE void add_values(float* const (&sums_of)[HEADS * N], const int64_t (&counts)[QUERIES],
+                              int64_t common, const float (&weights)[HEADS * N][STEP],
+                              const Values<HEADS, V>& values, int64_t k) {
+    Floats sums[HEADS * N][LOADS];
+#pragma GCC unroll 8
+    for (int i = 0; i < HEADS * N; ++i)
 #pragma GCC unroll 2
-        for (int odd = 0; odd < 2; ++odd)
+        for (int v = 0; v < LOADS; ++v) sums[i][v] = load(sums_of[i] + k + v * WIDTH);
+    for (int64_t t = 0; t < common; ++t)
+#pragma GCC unroll 2
+        for (int head = 0; head < HEADS; ++head) {
+            const V* from = values.heads[head] + values.at[t] + k;
+            Floats numbers[LOADS];
+#pragma GCC unroll 2
+            for (int v = 0; v < LOADS; ++v) numbers[v] = load(from + v * WIDTH);
+#pragma GCC unroll 8
+            for (int i = head * N; i < (head + 1) * N; ++i)
+#pragma GCC unroll 2
+                for (int v = 0; v < LOADS; ++v) sums[i][v] += splat(weights[i][t]) * numbers[v];
+        }
+    // not with a weight of 0: what another query alone sees may be infinite
+#pragma GCC unroll 8
+    for (int i = 0; i < HEADS * N; ++i)
+        for (int64_t t = common; t < counts[i % N]; ++t)
+#pragma GCC unroll 2
+            for (int v = 0; v < LOADS; ++v)
+                sums[i][v] +=
+                    splat(weights[i][t]) * load(values.heads[i / N] + values.at[t] + k + v * WIDTH);
+#pragma GCC unroll 8
+    for (int i = 0; i < HEADS * N; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < LOADS; ++v) store(sums_of[i] + k + v * WIDTH, sums[i][v]);
+}
+
+// N queries of each of some heads over a step, of which query i sees counts[i] positions: those
+// from `first` on, and `apart` further on those of the next head. Values have a multiple of WIDTH
+// numbers. Heads side by side, for what one of them does waits for what it did before.
+template <int N, int HEADS, typename T, typename V>
+FASTRL_INLINE void see(Seen& seen, int64_t first, int64_t apart, const int64_t (&counts)[QUERIES],
+                       const Floats (&lanes)[PARTS], const Values<HEADS, V>& values) {
+    constexpr int ALL = HEADS * N;
+    const int64_t words = seen.words;
+    const float *q[HEADS], *keys[HEADS];
+#pragma GCC unroll 2
+    for (int head = 0; head < HEADS; ++head) {
+        q[head] = seen.q + (first + head * apart) * words;
+        keys[head] = seen.keys + head * words * STEP;
+    }
+    // even and odd words apart: a sum waits for its last addition
+    Floats scores[2][ALL][PARTS] = {};
+    const auto add = [&](int odd, int64_t d) {
+#pragma GCC unroll 2
+        for (int head = 0; head < HEADS; ++head)
 #pragma GCC unroll 4
             for (int lane = 0; lane < PARTS; ++lane) {
-                const Floats keys = load(seen.keys + (d + odd) * STEP + lane * WIDTH);
+                const Floats some = load(keys[head] + d * STEP + lane * WIDTH);
 #pragma GCC unroll 8
-                for (int i = 0; i < N; ++i)
-                    scores[odd][i][lane] =
-                        plus_product<T>(scores[odd][i][lane], q + i * seen.words + d + odd, keys);
+                for (int i = 0; i < N; ++i) {
+                    Floats& score = scores[odd][head * N + i][lane];
+                    score = plus_product<T>(score, q[head] + i * words + d, some);
+                }
             }
+    };
+    int64_t d = 0;
+    for (; d + 2 <= words; d += 2) {
+        add(0, d);
+        add(1, d + 1);
     }
-    if (d < seen.words)
-        for (int lane = 0; lane < PARTS; ++lane) {
-            const Floats keys = load(seen.keys + d * STEP + lane * WIDTH);
-            for (int i = 0; i < N; ++i)
-                scores[0][i][lane] =
-                    plus_product<T>(scores[0][i][lane], q + i * seen.words + d, keys);
-        }
+    if (d < words) add(0, d);
 
-    alignas(64) float weights[N][STEP];
+    alignas(64) float weights[ALL][STEP];
+    float* sums[ALL];
     int64_t common = STEP;  // positions that all of them see
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-        const Floats limit = splat(static_cast<float>(counts[i]));
+    for (int i = 0; i < ALL; ++i) {
+        const int64_t at = first + i / N * apart + i % N;
+        const Floats limit = splat(static_cast<float>(counts[i % N]));
         Floats s[PARTS], top = splat(-std::numeric_limits<float>::infinity());
 #pragma GCC unroll 4
         for (int lane = 0; lane < PARTS; ++lane) {
@@ -185,15 +240,15 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
             s[lane] = lanes[lane] < limit ? s[lane] : -std::numeric_limits<float>::infinity();
             top = larger(s[lane], top);
         }
-        float& peak = seen.peaks[first + i];
+        float& peak = seen.peaks[at];
         const float now = std::max(peak, largest(top));
-        float* sums = seen.sums + (first + i) * seen.padded;
-        float* totals = seen.totals + (first + i) * STEP;
+        sums[i] = seen.sums + at * seen.padded;
+        float* totals = seen.totals + at * STEP;
         if (now > peak) {
             // 2^(m - m'); 0 at first
             const Floats shrink = exp2(splat(std::max(peak - now, -127.0f)));
             for (int64_t k = 0; k < seen.padded; k += WIDTH)
-                store(sums + k, load(sums + k) * shrink);
+                store(sums[i] + k, load(sums[i] + k) * shrink);
             for (int lane = 0; lane < PARTS; ++lane)
                 store(totals + lane * WIDTH, load(totals + lane * WIDTH) * shrink);
             peak = now;
@@ -205,42 +260,12 @@ FASTRL_INLINE void see(Seen& seen, int64_t first, const int64_t (&counts)[QUERIE
             store(weights[i] + lane * WIDTH, weight);
             store(totals + lane * WIDTH, load(totals + lane * WIDTH) + weight);
         }
-        common = std::min(common, counts[i]);
+        common = std::min(common, counts[i % N]);
     }
-    for (int64_t k = 0; k < seen.padded; k += 2 * WIDTH) {
-        const bool two = k + WIDTH < seen.padded;
-        const int64_t other = two ? WIDTH : 0;
-        Floats sums[N][2];
-#pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) {
-            const float* from = seen.sums + (first + i) * seen.padded + k;
-            sums[i][0] = load(from);
-            sums[i][1] = load(from + other);
-        }
-        for (int64_t t = 0; t < common; ++t) {
-            const Floats low = load(values[t] + k), high = load(values[t] + k + other);
-#pragma GCC unroll 8
-            for (int i = 0; i < N; ++i) {
-                const Floats weight = splat(weights[i][t]);
-                sums[i][0] += weight * low;
-                sums[i][1] += weight * high;
-            }
-        }
-        // not with a weight of 0: what another query alone sees may be infinite
-#pragma GCC unroll 8
-        for (int i = 0; i < N; ++i)
-            for (int64_t t = common; t < counts[i]; ++t) {
-                const Floats weight = splat(weights[i][t]);
-                sums[i][0] += weight * load(values[t] + k);
-                sums[i][1] += weight * load(values[t] + k + other);
-            }
-#pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) {
-            float* to = seen.sums + (first + i) * seen.padded + k;
-            store(to, sums[i][0]);
-            if (two) store(to + WIDTH, sums[i][1]);
-        }
-    }
+    int64_t k = 0;
+    for (; k + WIDTH < seen.padded; k += 2 * WIDTH)
+        add_values<N, HEADS, 2>(sums, counts, common, weights, values, k);
+    if (k < seen.padded) add_values<N, HEADS, 1>(sums, counts, common, weights, values, k);
 }
 
 // Some positions on their way into a cache of the processor: without it a step waits for memory
@@ -258,25 +283,27 @@ FASTRL_INLINE void prefetch(const PagedAttention& a, const Places& places, int64
     }
 }
 
-// `see` of `count` queries, N at most.
-template <int N, typename T, typename V>
-FASTRL_INLINE void see_some(Seen& seen, int64_t count, int64_t first,
+// `see` of `count` queries of each head, N at most.
+template <int N, int HEADS, typename T, typename V>
+FASTRL_INLINE void see_some(Seen& seen, int64_t count, int64_t first, int64_t apart,
                             const int64_t (&counts)[QUERIES], const Floats (&lanes)[PARTS],
-                            const V* const (&values)[STEP]) {
-    if (count == N) return see<N, T>(seen, first, counts, lanes, values);
-    if constexpr (N > 1) see_some<N - 1, T>(seen, count, first, counts, lanes, values);
+                            const Values<HEADS, V>& values) {
+    if (count == N) return see<N, HEADS, T>(seen, first, apart, counts, lanes, values);
+    if constexpr (N > 1)
+        see_some<N - 1, HEADS, T>(seen, count, first, apart, counts, lanes, values);
 }
 
-// The queries [first, last) of a head, of which query i sees visible(i) positions of a step.
-template <typename T, typename V, typename Visible>
-FASTRL_INLINE void see_all(Seen& seen, int64_t head, int64_t first, int64_t last,
+// The queries [begin, end) of each head, of which query i sees visible(i) positions of a step.
+template <int HEADS, typename T, typename V, typename Visible>
+FASTRL_INLINE void see_all(Seen& seen, int64_t first, int64_t apart, int64_t begin, int64_t end,
                            const Visible& visible, const Floats (&lanes)[PARTS],
-                           const V* const (&values)[STEP]) {
-    for (int64_t query = first; query < last; query += QUERIES) {
-        const int64_t left = std::min<int64_t>(QUERIES, last - query), at = head + query;
+                           const Values<HEADS, V>& values) {
+    constexpr int AT_ONCE = QUERIES / HEADS;
+    for (int64_t query = begin; query < end; query += AT_ONCE) {
+        const int64_t left = std::min<int64_t>(AT_ONCE, end - query);
         int64_t counts[QUERIES] = {};
         for (int64_t i = 0; i < left; ++i) counts[i] = visible(query + i);
-        see_some<QUERIES, T>(seen, left, at, counts, lanes, values);
+        see_some<AT_ONCE, HEADS, T>(seen, left, first + query, apart, counts, lanes, values);
     }
 }
 
@@ -346,23 +373,33 @@ void attend_rows(const PagedAttention& a, int64_t first_row, int64_t rows, int64
             const int64_t begin = row * group, end = next * group;
             // many queries find the values as they need them; few take them as they are
             const bool as_they_are = a.dim % WIDTH == 0 && (sizeof(T) == 4 || end - begin <= 8);
-            for (int64_t head = 0; head < kv_heads; ++head) {
-                const int64_t kv_head = first_head + head;
-                fetch_keys<T>(a, places, kv_head, seen);
-                prefetch<T>(a, after, kv_head);
-                if (as_they_are) {
-                    const T* values[STEP] = {};
-                    for (int64_t t = 0; t < count; ++t)
-                        values[t] =
-                            static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * a.dim;
-                    see_all<T>(seen, head * queries, begin, end, sees, lanes, values);
-                } else {
-                    fetch_values<T>(a, places, kv_head, seen);
-                    const float* values[STEP] = {};
-                    for (int64_t t = 0; t < count; ++t) values[t] = seen.values + t * seen.padded;
-                    see_all<T>(seen, head * queries, begin, end, sees, lanes, values);
+            const auto heads = [&](auto some, int64_t head) {
+                constexpr int HEADS = decltype(some)::value;
+                const auto see_these = [&](const auto& values) {
+                    see_all<HEADS, T>(seen, head * queries, queries, begin, end, sees, lanes,
+                                      values);
+                };
+                Values<HEADS, T> cached{{}, places.at};
+                for (int i = 0; i < HEADS; ++i) {
+                    const int64_t kv_head = first_head + head + i;
+                    cached.heads[i] = static_cast<const T*>(a.v_cache) + kv_head * a.dim;
+                    fetch_keys<T>(a, places, kv_head, seen.keys + i * seen.words * STEP);
+                    prefetch<T>(a, after, kv_head);
                 }
-            }
+                if (as_they_are) return see_these(cached);
+                Values<HEADS, float> fetched{{}, seen.places};
+                for (int i = 0; i < HEADS; ++i) {
+                    float* values = seen.values + i * STEP * seen.padded;
+                    fetch_values<T>(a, places, first_head + head + i, values, seen.padded);
+                    fetched.heads[i] = values;
+                }
+                see_these(fetched);
+            };
+            int64_t head = 0;
+            if (end - begin <= QUERIES / 2)
+                for (; head + 2 <= kv_heads; head += 2)
+                    heads(std::integral_constant<int, 2>{}, head);
+            for (; head < kv_heads; ++head) heads(std::integral_constant<int, 1>{}, head);
             row = next;
         }
     }

@@ -40,17 +40,8 @@ FASTRL_INLINE void by_vectors(int64_t width, const Step& step) {
     const int64_t left = width - i;
     if (left == 0) return;
     step(
-        i,
-        [left](const auto* from) {
-            std::remove_const_t<std::remove_pointer_t<decltype(from)>> numbers[WIDTH] = {};
-            std::memcpy(numbers, from, left * sizeof *from);
-            return load(numbers);
-        },
-        [left](auto* to, Floats values) {
-            std::remove_pointer_t<decltype(to)> numbers[WIDTH];
-            store(numbers, values);
-            std::memcpy(to, numbers, left * sizeof *to);
-        });
+        i, [left](const auto* from) { return load_some(from, left); },
+        [left](auto* to, Floats values) { store_some(to, values, left); });
 }
 
 // x scaled and weighted, rounded to T once, as Out; without a weight as it is.

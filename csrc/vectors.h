@@ -92,6 +92,29 @@ FASTRL_INLINE void store(float* target, Floats values) {
     std::memcpy(target, &values, sizeof values);
 }
 
+// The first numbers of a row of less than WIDTH of them, zeros after them, and back.
+template <typename T>
+FASTRL_INLINE Floats load_some(const T* source, int64_t count) {
+#if defined(FASTRL_AVX512)
+    const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
+    if constexpr (sizeof(T) == 4) return (Floats)_mm512_maskz_loadu_ps(some, source);
+#endif
+    T numbers[WIDTH] = {};
+    std::memcpy(numbers, source, count * sizeof(T));
+    return load(numbers);
+}
+
+template <typename T>
+FASTRL_INLINE void store_some(T* target, Floats values, int64_t count) {
+#if defined(FASTRL_AVX512)
+    const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
+    if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(target, some, (__m512)values);
+#endif
+    T numbers[WIDTH];
+    store(numbers, values);
+    std::memcpy(target, numbers, count * sizeof(T));
+}
+
 // The upper halves are the values rounded to bf16, the lower ones 0; a NaN stays one. The
 // instruction takes subnormal numbers for 0.
 FASTRL_INLINE Ints round_bf16(Floats values) {
@@ -202,7 +225,13 @@ FASTRL_INLINE void transpose(Ints (&rows)[WIDTH]) {
     }
 }
 
-FASTRL_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+FASTRL_INLINE Floats larger(Floats a, Floats b) {
+#if defined(FASTRL_AVX512)  // gcc makes a comparison and a choice of the other
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 FASTRL_INLINE float largest(Floats values) {
     // halves against each other, through the lanes' order
@@ -223,6 +252,13 @@ FASTRL_INLINE float largest(Floats values) {
 }
 
 FASTRL_INLINE double total(Floats values) {
+#if defined(FASTRL_AVX512)  // the same sums without the way through memory
+    const __m256 eight =
+        _mm512_castps512_ps256((__m512)values) + _mm512_extractf32x8_ps((__m512)values, 1);
+    const __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+    const __m128 two = four + _mm_movehl_ps(four, four);
+    return two[0] + two[1];
+#endif
     float halves[WIDTH];
     std::memcpy(halves, &values, sizeof halves);
     for (int half = WIDTH / 2; half > 0; half /= 2)

@@ -5,9 +5,6 @@ Groups stay whole, which lets their prompt be computed once, until that costs mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-
 import numpy as np
 
 SLACK = 0.1  # over an even share
@@ -25,36 +22,20 @@ def share_out(rows_S: np.ndarray, groups_S: np.ndarray, size: int) -> np.ndarray
         return np.zeros(len(rows_S), np.int64)
     names, index_S = np.unique(groups_S, return_inverse=True)
     rows_P = np.bincount(index_S, rows_S, len(names)).astype(np.int64)
-    order_P = np.argsort(-rows_P, kind="stable")
-    return _shares()(rows_S.astype(np.int64), index_S, rows_P, order_P, size, SLACK)
-
-
-@lru_cache(maxsize=1)
-def _shares() -> Callable[..., np.ndarray]:
-    import numba  # half a second that only several processes need
-
-    @numba.njit
-    def shares(rows_S, index_S, rows_P, order_P, size, slack):
-        load = np.zeros(size, np.int64)
-        owner_P = np.zeros(len(rows_P), np.int64)
-        for p in order_P:
-            owner_P[p] = load.argmin()
-            load[owner_P[p]] += rows_P[p]
-        owner_S = owner_P[index_S]
-        bound = (1 + slack) * load.sum() / size
-        while load.max() > bound:
-            most, least = load.argmax(), load.argmin()
-            best, left = -1, load[most]  # the larger of the two loads after the move
-            for s in range(len(rows_S)):
-                if owner_S[s] == most:
-                    larger = max(load[most] - rows_S[s], load[least] + rows_S[s])
-                    if larger < left:
-                        best, left = s, larger
-            if best < 0:
-                break
-            owner_S[best] = least
-            load[most] -= rows_S[best]
-            load[least] += rows_S[best]
-        return owner_S
-
-    return shares
+    load = np.zeros(size, np.int64)
+    owner_P = np.zeros(len(names), np.int64)
+    for p in np.argsort(-rows_P, kind="stable"):
+        owner_P[p] = load.argmin()
+        load[owner_P[p]] += rows_P[p]
+    owner_S = owner_P[index_S]
+    bound = (1 + SLACK) * load.sum() / size
+    while load.max() > bound:
+        most, least = load.argmax(), load.argmin()
+        movable = np.flatnonzero(owner_S == most)
+        after = np.maximum(load[most] - rows_S[movable], load[least] + rows_S[movable])
+        s = movable[after.argmin()]
+        if after.min() >= load[most]:
+            break
+        owner_S[s] = least
+        load[[most, least]] += [-rows_S[s], rows_S[s]]
+    return owner_S

@@ -13,7 +13,7 @@ import torch
 from fastrl import __version__, packed_attention
 from fastrl.sampler import attention as sampler_attention
 
-PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numba", "reasoning-gym")
+PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "reasoning-gym")
 
 
 def _loss() -> str:

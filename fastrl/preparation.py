@@ -85,7 +85,6 @@ def process_bytes() -> int:
     What the first step adds without asking (kernels' code, threads, the writer of completions) is
     FIRST_STEP_BYTES.
     """
-    import numba  # noqa: F401  evaluations
     import pyarrow.parquet  # noqa: F401  completions
 
     weight = torch.zeros(1, requires_grad=True)  # autograd, and what AdamW imports

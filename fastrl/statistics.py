@@ -6,7 +6,6 @@ Legend: P: prompts, n: samples a prompt, S: seeds, B: bootstrap resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -71,8 +70,23 @@ def maj_at_k(ids_Pn: np.ndarray, correct_Pn: np.ndarray, k: int, seed: int = 0) 
         subsets = np.array(list(combinations(range(n), k)), np.int64)
     else:
         rng = np.random.default_rng(seed)
-        subsets = np.argsort(rng.random((MAJORITY_DRAWS, n)), axis=1)[:, :k].astype(np.int64)
-    return _majority()(ids_Pn.astype(np.int64), correct_Pn, subsets)
+        subsets = np.argsort(rng.random((MAJORITY_DRAWS, n)), axis=1)[:, :k]
+    return np.array(
+        [_majority(*prompt, subsets) for prompt in zip(ids_Pn, correct_Pn, strict=True)]
+    )
+
+
+def _majority(ids_n: np.ndarray, correct_n: np.ndarray, subsets: np.ndarray) -> float:
+    """The mean over the subsets [C, k] of the share of right answers among the most frequent."""
+    answers, index_n = np.unique(np.maximum(ids_n, -1), return_inverse=True)
+    right_A = np.zeros(len(answers))
+    right_A[index_n] = correct_n
+    firsts_C = np.arange(len(subsets)) * len(answers)
+    flat = (index_n[subsets] + firsts_C[:, None]).ravel()
+    votes_CA = np.bincount(flat, minlength=subsets.shape[0] * len(answers))
+    votes_CA = votes_CA.reshape(len(subsets), -1) * (answers >= 0)  # no answer never votes
+    won_CA = (votes_CA == votes_CA.max(1, keepdims=True)) & (votes_CA > 0)
+    return float((won_CA @ right_A / np.maximum(1, won_CA.sum(1))).mean())
 
 
 def _check(name: str, n: int, k: int) -> None:
@@ -99,7 +113,10 @@ def bootstrap_interval(
     values_P: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """The 95 % percentile interval of the mean, prompts resampled with replacement, seeded."""
-    means_B = _bootstrap()(values_P.astype(np.float64), resamples, seed % 2**32)
+    values, counts = np.unique(values_P.astype(np.float64), return_counts=True)
+    rng = np.random.default_rng(seed)
+    means_B = rng.multinomial(len(values_P), counts / len(values_P), resamples) @ values
+    means_B /= len(values_P)
     low, high = np.percentile(means_B, [2.5, 97.5])
     return float(low), float(high)
 
@@ -138,53 +155,3 @@ def _weights(seeds: int, prompts: int, seed: int, resamples: int) -> tuple[np.nd
         for n in (seeds, prompts)
     )
     return weights_BS, weights_BP
-
-
-@lru_cache(maxsize=1)
-def _bootstrap() -> Callable[..., np.ndarray]:
-    import numba  # half a second that only an evaluation needs
-
-    @numba.njit
-    def bootstrap(values_P, resamples, seed):
-        np.random.seed(seed)
-        means_B = np.empty(resamples)
-        for b in range(resamples):
-            total = 0.0
-            for _ in range(len(values_P)):
-                total += values_P[np.random.randint(len(values_P))]
-            means_B[b] = total / len(values_P)
-        return means_B
-
-    return bootstrap
-
-
-@lru_cache(maxsize=1)
-def _majority() -> Callable[..., np.ndarray]:
-    import numba
-
-    @numba.njit
-    def majority(ids_Pn, correct_Pn, subsets):
-        chances_P = np.zeros(ids_Pn.shape[0])
-        votes = np.zeros(ids_Pn.shape[1] + 2, np.int64)
-        right = np.zeros(ids_Pn.shape[1] + 2, np.bool_)
-        for p in range(ids_Pn.shape[0]):
-            total = 0.0
-            for subset in subsets:
-                votes[:] = 0
-                for i in subset:
-                    if ids_Pn[p, i] >= 0:
-                        votes[ids_Pn[p, i]] += 1
-                        right[ids_Pn[p, i]] = correct_Pn[p, i]
-                most = votes.max()
-                if most == 0:
-                    continue
-                winners, won = 0, 0
-                for a in range(len(votes)):
-                    if votes[a] == most:
-                        winners += 1
-                        won += right[a]
-                total += won / winners
-            chances_P[p] = total / len(subsets)
-        return chances_P
-
-    return majority

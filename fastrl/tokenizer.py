@@ -119,8 +119,6 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
 
     Raises UsageError where there is no such model or no tokenizer in it, and as `resolve_model`.
     """
-    from transformers import AutoTokenizer
-
     from fastrl.model import resolve_model
     from fastrl.weights import read_json
 
@@ -137,7 +135,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         f"the tokenizer in {directory} cannot be loaded",
         "fetch the model's tokenizer.json and tokenizer_config.json again",
     ):
-        inner = AutoTokenizer.from_pretrained(
+        inner = _class_for(directory).from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
         tokenizer = Tokenizer(inner, (), str(directory))
@@ -154,6 +152,24 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             eos.update(ids)
     tokenizer.eos_token_ids = tuple(sorted(eos))
     return tokenizer
+
+
+def _class_for(directory: Path) -> Any:
+    """What loads a directory's tokenizer: AutoTokenizer, unless the files need no choice.
+
+    It imports the configuration of every model that there is, in two seconds.
+    """
+    from fastrl.weights import read_json
+
+    file = directory / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    if config.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in config:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 @contextmanager

@@ -30,7 +30,7 @@ T = TypeVar("T")
 PERIOD_S = 0.5  # between two looks
 PATIENCE_S = 3.0  # what broke a collective, and may not be the reason, waits for a better one
 # without a heartbeat a process of another machine is dead: no C call of a run holds Python's lock
-# for so long (numba's compiler does for seconds; safetensors and tokenizers let go of it)
+# for so long (safetensors and tokenizers let go of it)
 SILENCE_S = 20.0
 TURN_S = 5.0  # how long the first process has to speak before another does
 

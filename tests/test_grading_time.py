@@ -6,6 +6,23 @@ import pytest
 
 from fastrl.grading import MODES, grade
 
+RUNS = 25
+
+
+def least_time(bound, run, *arguments, **options):
+    """The CPU time in seconds of the fastest run: up to RUNS of them, until one is in the bound.
+
+    What else the machine does makes a run slower and none faster.
+    """
+    least = float("inf")
+    for _ in range(RUNS):
+        started = time.thread_time()
+        run(*arguments, **options)
+        least = min(least, time.thread_time() - started)
+        if least < bound:
+            break
+    return least
+
 
 def one(completion, gold="7", **options):
     (verdict,) = grade([completion], [gold], **options)
@@ -29,9 +46,7 @@ LARGE = "".join(rf"\boxed{{\frac{{{d * 2000}}}{{{'7' * 2000}}}}}" for d in "12")
 )  # fmt: skip
 def test_two_megabytes_take_a_fraction_of_a_second(unit, head, tail):
     text = head + unit * (BIG // len(unit)) + tail
-    started = time.thread_time()
-    grade([text], ["7"], threads=1)
-    assert time.thread_time() - started < 0.5
+    assert least_time(0.5, grade, [text], ["7"], threads=1) < 0.5
 
 
 HOSTILE = {
@@ -63,14 +78,10 @@ GOLDS = ["42", r"\cos x+x^{\pi}", ",".join(map(str, range(499, -1, -1))), r"(0,1
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_takes_two_milliseconds_at_most(name):
-    """The least of five, so that other work on the machine does not count."""
     for gold in GOLDS:
-        times = []
-        for _ in range(5):
-            started = time.thread_time()
-            verdict = one(HOSTILE[name], gold, content="answer", threads=1)
-            times.append(time.thread_time() - started)
-        assert min(times) < 2e-3
+        answer = HOSTILE[name]
+        assert least_time(2e-3, one, answer, gold, content="answer", threads=1) < 2e-3
+        verdict = one(answer, gold, content="answer")
         assert verdict.correct is (name == "braces" and gold == "42")
 
 
@@ -86,17 +97,11 @@ def test_a_hostile_answer_takes_two_milliseconds_at_most(name):
     ],
 )  # fmt: skip
 def test_time_grows_linearly_with_the_completion(unit, mode):
-    times = []
-    for size in (200_000, 2_000_000):
-        text = unit * (size // len(unit))
-        runs = []
-        for _ in range(3):
-            started = time.thread_time()
-            grade([text], ["42"], mode=mode, threads=1)
-            runs.append(time.thread_time() - started)
-        times.append(min(runs))
-    assert times[1] < 0.1
-    assert times[1] < 25 * times[0] + 2e-3
+    def least(bound, size):
+        return least_time(bound, grade, [unit * (size // len(unit))], ["42"], mode=mode, threads=1)
+
+    bound = min(0.1, 25 * least(0, 200_000) + 2e-3)
+    assert least(bound, 2_000_000) < bound
 
 
 @pytest.mark.slow
@@ -111,6 +116,5 @@ def test_ten_megabytes_take_a_tenth_of_a_second():
         r"\boxed{1}, ",
     ):
         for mode in MODES:
-            started = time.thread_time()
-            grade([unit * (10_000_000 // len(unit))], ["42"], mode=mode, threads=1)
-            assert time.thread_time() - started < 0.3
+            text = unit * (10_000_000 // len(unit))
+            assert least_time(0.3, grade, [text], ["42"], mode=mode, threads=1) < 0.3

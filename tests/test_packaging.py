@@ -14,7 +14,7 @@ import pytest
 import fastrl
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ["datasets", "matplotlib", "numba", "pyarrow", "safetensors"]
+HEAVY = ["datasets", "matplotlib", "pyarrow", "safetensors"]
 HEAVY += ["tokenizers", "transformers", "triton"]
 # PyPI's `kernels`, if it is installed, is somebody else's
 NOT_OURS = f"""
