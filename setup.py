@@ -3,21 +3,12 @@
 from glob import glob
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ParallelCompile(default=2).install()
 
 setup(
-    packages=[
-        "fastrl",
-        "fastrl.ops",
-        "fastrl.sampler",
-        "fastrl.embedded",
-        "fastrl.integrations",
-        "fastrl.page",
-        "fastrl.kernels",
-        "fastrl.bench",
-    ],
+    packages=[*find_packages(include=["fastrl", "fastrl.*"]), "fastrl.kernels", "fastrl.bench"],
     package_dir={"fastrl.kernels": "kernels", "fastrl.bench": "bench"},
     package_data={
         "fastrl": ["py.typed", "_C.pyi"],

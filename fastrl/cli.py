@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import gc
 import json
 import os
 import sys
@@ -45,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 every step ran; 1 a failure of ours; 2 the user's mistake; 3 stopped on request, resumable.
     """
-    atexit.register(gc.freeze)  # nothing to be looked through at the end, which takes a second
     parser = Parser(
         prog="fastrl", description="Reinforcement learning towards a named distribution."
     )

@@ -78,7 +78,7 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "cov_reward_ref_logprob": (
         "nats",
-        "Cov(r, lp) within groups, mean over groups: the sign of what sharpening does",
+        "Cov(r, lp) within groups, mean over groups: the sign of what a little sharpening gains",
     ),
     "groups_all_right": ("share", "groups whose task rewards are all equal and positive"),
     "groups_all_wrong": ("share", "groups whose task rewards are all equal and not positive"),

@@ -112,8 +112,9 @@ def test_a_source_distribution_is_whole(tmp_path):
         "fastrl/sampler/engine.py",
     ]
     for pattern in (
-        *("csrc/**/*.h", "csrc/**/*.cpp", "fastrl/*.py", "fastrl/embedded/models/*/*"),
-        *("fastrl/page/*.py", "fastrl/page/*.js", "fastrl/page/*.css", "fastrl/page/vendor/*"),
+        *("csrc/**/*.h", "csrc/**/*.cpp", "fastrl/**/*.py", "fastrl/embedded/models/*/*"),
+        *("kernels/*.py", "bench/*.py"),
+        *("fastrl/page/*.js", "fastrl/page/*.css", "fastrl/page/vendor/*"),
     ):
         found = [str(p.relative_to(ROOT)) for p in ROOT.glob(pattern)]
         assert found, pattern

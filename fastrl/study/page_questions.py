@@ -88,7 +88,7 @@ def predictions(study: Study) -> Iterator[Block]:
             for m, found in study["models"].items()
         ],
         note="The covariance is the slope of the accuracy of p^alpha / Z in alpha, at 1: its sign"
-        " is that of what sharpening does at first.",
+        " is that of what a little sharpening gains.",
     )
     optimum = [row for row in study["arms"] if "to_optimum" in row["last"]]
     if optimum:
