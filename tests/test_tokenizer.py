@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tiny_models import CHAT_TEMPLATE, tiny_tokenizer, write_tiny_model
+from transformers import AutoTokenizer
 
+import fastrl
 from fastrl.errors import UsageError
 from fastrl.tokenizer import load_tokenizer
 
@@ -125,3 +130,19 @@ def test_a_damaged_tokenizer(directory):
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_tokenizer(directory)
+
+
+def test_a_class_that_the_files_name_is_not_chosen_among_all():
+    """AutoTokenizer imports the configuration of every model, in two seconds."""
+    code = (
+        "import sys; from fastrl.tokenizer import load_tokenizer;"
+        " print(load_tokenizer('embedded').encode('not True'));"
+        " print('transformers.models.auto.tokenization_auto' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    token_ids, chosen = done.stdout.splitlines()
+    where = Path(fastrl.__file__).parent / "embedded" / "models" / "0"
+    inner = AutoTokenizer.from_pretrained(str(where))
+    assert json.loads(token_ids) == inner.encode("not True", add_special_tokens=False)
+    assert type(load_tokenizer("embedded").inner) is type(inner)
+    assert chosen == "False"
