@@ -125,6 +125,12 @@ def passes(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PARTS = {
+    "results": results, "arms": every_arm, "passes": passes, "verdicts": verdicts,
+    "baselines": baselines,
+}  # fmt: skip
+
+
 def exact(found: Mapping[str, Any]) -> str:
     """The claims of exact.json, and what became of the crowd."""
     lines = [
@@ -138,12 +144,12 @@ def exact(found: Mapping[str, Any]) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """The same with five digits of each number, as many as any figure has."""
+    """The same with seven digits of each number: tables of it round as those of all digits do."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
         return [rounded(v) for v in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def draw(study: Mapping[str, Any], path: Path) -> None:
@@ -214,11 +220,7 @@ def main() -> int:
     draw(study, known.out_dir / f"study-{known.name}.png")
     if known.expected:
         known.expected.write_text(json.dumps(expectations(study, known.command), indent=1) + "\n")
-    parts = {
-        "results": results, "arms": every_arm, "passes": passes, "verdicts": verdicts,
-        "baselines": baselines,
-    }  # fmt: skip
-    for part, make in parts.items():
+    for part, make in PARTS.items():
         text = make(study)
         print(text, end="\n\n")
         for path in known.into:
