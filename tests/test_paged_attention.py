@@ -168,17 +168,35 @@ def test_the_rotary_embedding_is_that_of_the_packed_forward(dtype, dim):
     torch.testing.assert_close(written, rotary(k), rtol=0, atol=ulp)
 
 
+def check_against_the_truth(attention, q, k, v, whole):
+    """Errors are at most twice those of the definition."""
+    native = attention.attend(0, q, k, v).double()
+    truth = one_by_one(q, whole)
+    plain = defined(attention, q).double()
+    limit = 2 * (plain - truth).abs().max() + torch.finfo(q.dtype).eps
+    assert (native - truth).abs().max() <= limit
+
+
+@pytest.mark.parametrize("which", INSTRUCTION_SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3), (12, 4)])
+def test_heads_side_by_side_agree_with_the_truth(heads, kv_heads, dtype, which):
+    """With rows enough for every thread a call computes all heads of its rows, two at a time."""
+    contexts = [1 + 7 * i % 45 for i in range(40)]
+    with instruction_set(which):
+        for dim in (16, 20, 48):
+            attention, (q, k, v), whole = case(heads, kv_heads, dim, 16, contexts, dtype=dtype)
+            attention.threads = 1
+            check_against_the_truth(attention, q, k, v, whole)
+
+
 @pytest.mark.parametrize("which", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_instruction_set_agrees_with_the_truth(which, dtype):
     with instruction_set(which):
         for heads, kv_heads, dim, block_size in ((6, 2, 20, 3), (9, 3, 64, 16), (7, 1, 33, 5)):
             attention, (q, k, v), whole = case(heads, kv_heads, dim, block_size, dtype=dtype)
-            native = attention.attend(0, q, k, v).double()
-            truth = one_by_one(q, whole)
-            plain = defined(attention, q).double()
-            limit = 2 * (plain - truth).abs().max() + torch.finfo(dtype).eps
-            assert (native - truth).abs().max() <= limit
+            check_against_the_truth(attention, q, k, v, whole)
 
 
 def test_the_block_size_changes_no_bit():
