@@ -138,11 +138,7 @@ void fetch_values(const PagedAttention& a, const Places& places, int64_t kv_head
         const T* from = static_cast<const T*>(a.v_cache) + places.at[t] + kv_head * dim;
         int64_t d = 0;
         for (; d + WIDTH <= dim; d += WIDTH) store(out + d, load(from + d));
-        if (d < dim) {
-            T numbers[WIDTH] = {};
-            std::memcpy(numbers, from + d, (dim - d) * sizeof(T));
-            store(out + d, load(numbers));
-        }
+        if (d < dim) store(out + d, load_some(from + d, dim - d));
     }
 }
 

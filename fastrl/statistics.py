@@ -83,7 +83,7 @@ def _majority(ids_n: np.ndarray, correct_n: np.ndarray, subsets: np.ndarray) -> 
     right_A[index_n] = correct_n
     firsts_C = np.arange(len(subsets)) * len(answers)
     flat = (index_n[subsets] + firsts_C[:, None]).ravel()
-    votes_CA = np.bincount(flat, minlength=subsets.shape[0] * len(answers))
+    votes_CA = np.bincount(flat, minlength=len(subsets) * len(answers))
     votes_CA = votes_CA.reshape(len(subsets), -1) * (answers >= 0)  # no answer never votes
     won_CA = (votes_CA == votes_CA.max(1, keepdims=True)) & (votes_CA > 0)
     return float((won_CA @ right_A / np.maximum(1, won_CA.sum(1))).mean())

@@ -128,14 +128,16 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             f"{directory} holds no tokenizer: put the model's tokenizer.json and "
             "tokenizer_config.json there"
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            read_json(directory / name)
+    files = {
+        name: read_json(directory / name)
+        for name in ("tokenizer.json", "tokenizer_config.json")
+        if (directory / name).is_file()
+    }
     with _refusing(
         f"the tokenizer in {directory} cannot be loaded",
         "fetch the model's tokenizer.json and tokenizer_config.json again",
     ):
-        inner = _class_for(directory).from_pretrained(
+        inner = _class_for(files.get("tokenizer_config.json", {})).from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
         tokenizer = Tokenizer(inner, (), str(directory))
@@ -154,15 +156,11 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def _class_for(directory: Path) -> Any:
-    """What loads a directory's tokenizer: AutoTokenizer, unless the files need no choice.
+def _class_for(config: Mapping[str, Any]) -> Any:
+    """What loads a tokenizer with this configuration: AutoTokenizer, unless it needs no choice.
 
     It imports the configuration of every model that there is, in two seconds.
     """
-    from fastrl.weights import read_json
-
-    file = directory / "tokenizer_config.json"
-    config = read_json(file) if file.is_file() else {}
     if config.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in config:
         from transformers import PreTrainedTokenizerFast
 
