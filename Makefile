@@ -12,14 +12,24 @@ VERL ?= .verl
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fastrl-installed
 
-.PHONY: train test test-browser test-integrations lint soak sanitize fuzz bench clean
+.PHONY: train test test-gpu-code test-browser test-integrations lint soak sanitize fuzz bench clean
 
 train: $(STAMP)
 	$(BIN)/fastrl train --objective sharpen --output-dir $(RUN_DIR)
 
+# on CPUs, wherever it runs; `bash bench/gpu.sh` has the tests on a GPU
+test: export CUDA_VISIBLE_DEVICES :=
 test: $(STAMP)
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow" -k triton $(wildcard tests/test_rows*.py tests/test_*_triton.py)
+
+# the code for GPUs on a device made of host memory (tests/fake_cuda): its graphs, its streams, its copies
+FAKE := PYTHONPATH=tests $(BIN)/pytest -q -p fake_cuda
+test-gpu-code: $(STAMP)
+	$(FAKE) tests/test_fake_cuda.py tests/test_bench_tune.py tests/test_layer_rows_triton.py
+	$(FAKE) -k "graph or 11_" tests/test_rows_bits.py tests/test_paged_attention_triton.py
+	FAKE_CUDA_KERNELS=twins $(FAKE) -n $(JOBS) tests/test_sampler_gpu.py tests/test_offload_gpu.py \
+	  tests/test_sampler_memory.py tests/test_train_gpu.py
 
 # the reports in a real browser; the driver is the standard library's (tests/chromium.py)
 test-browser: $(STAMP)

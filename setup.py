@@ -5,7 +5,7 @@ from glob import glob
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
-ParallelCompile(default=2).install()
+ParallelCompile().install()  # a file on each core
 
 setup(
     packages=[*find_packages(include=["fastrl", "fastrl.*"]), "fastrl.kernels", "fastrl.bench"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,17 @@ def placement(config: Config) -> tuple[torch.device, torch.dtype]:
             " plan for one with --dry-run"
         )
     return device, dtype_of(config, on_gpu=device.type == "cuda")
+
+
+def set_deterministic() -> None:
+    """Have torch and the libraries of a GPU take the kernels that give the same bits each time.
+
+    What has none says so, and runs.
+    """
+    # read by cuBLAS when it is first used; torch asks for one of two values
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_host(config: Config, *, on_gpu: bool) -> None:

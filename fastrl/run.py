@@ -42,7 +42,7 @@ from fastrl.objectives import Objective, check_contradictions
 from fastrl.offload import Resting
 from fastrl.optim import Optimizer
 from fastrl.out_of_memory import halving, longest_rows, shrinking
-from fastrl.preparation import Preparation, prepare
+from fastrl.preparation import Preparation, prepare, set_deterministic
 from fastrl.prompts import PromptStream
 from fastrl.random_init import random_model, random_sha256, save_random_model
 from fastrl.rewards import Rewarder
@@ -365,6 +365,8 @@ def assemble(
     objective = check_contradictions(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    if config.train.deterministic:
+        set_deterministic()
     spec, advantage = loss_spec(config)
     rewarder = Rewarder(config.reward, config.sampling.max_tokens)
     prepared = prepared or prepare(config, world.size)

@@ -22,6 +22,8 @@ PATHS = ("torch", "cpu-avx512", "cpu-avx2", "cpu-plain", "triton")
 MODULES = {"torch": "definition", "cpu": "native", "triton": "fused"}
 NAN = float("nan")
 INF = float("inf")
+# the interpreter takes tensors of the CPU, and of the device that is made of its memory
+TRITON_DEVICE = "cpu" if INTERPRETED and not hasattr(torch.cuda, "is_fake") else "cuda"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class Path:
 
     @property
     def device(self) -> str:
-        on_gpu = self.backend == "triton" and not INTERPRETED
-        return "cuda" if on_gpu else "cpu"
+        return TRITON_DEVICE if self.backend == "triton" else "cpu"
 
     @property
     def block(self) -> int:

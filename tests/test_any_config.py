@@ -73,6 +73,7 @@ COMMON = {
     "train.minibatches": ["1", "2", "0"],
     "train.epochs": ["1", "2", "0"],
     "train.threads": ["0", "1", "-1"],
+    "train.deterministic": ["true", "false"],
     "train.share_prompts": ["auto", "on", "off"],
     "train.score_while_sampling": ["auto", "on", "off"],
     "train.reference": ["device", "host"],

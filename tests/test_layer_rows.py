@@ -21,7 +21,7 @@ def compare(operation, definition, inputs, dtype, seed=9):
     """Results and gradients: at most twice torch's distance from fp64, and a rounding."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     out = operation(*leaves)
-    upstream = normal(*out.shape, seed=seed, dtype=dtype)
+    upstream = normal(*out.shape, seed=seed, dtype=dtype).to(out.device)
     found = [out, *torch.autograd.grad(out, leaves, upstream)]
     assert out.grad_fn is not None and all(x.dtype == dtype for x in found)
     kinds = []

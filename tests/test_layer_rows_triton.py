@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from row_backends import INTERPRETED, normal, same_bits
+from row_backends import TRITON_DEVICE as DEVICE
 from test_layer_rows import compare
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -13,7 +14,6 @@ from fastrl.kernels.rotary import rotate_reference  # noqa: E402
 from fastrl.kernels.swiglu import swiglu_reference  # noqa: E402
 from fastrl.ops import layer_rows  # noqa: E402
 
-DEVICE = "cpu" if INTERPRETED else "cuda"
 NO_GPU = "TRITON_INTERPRET=1 runs it on a CPU; make test does"
 pytestmark = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU)
 DTYPES = [

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from row_backends import INTERPRETED, NAN, assert_near, normal, same_bits
+from row_backends import TRITON_DEVICE as DEVICE
 from torch.nn.functional import scaled_dot_product_attention
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastrl.kernels import paged_attention as paged  # noqa: E402
 
-DEVICE = "cpu" if INTERPRETED else "cuda"
 NO_GPU = "TRITON_INTERPRET=1 runs it on a CPU; make test does"
 pytestmark = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason=NO_GPU)
-needs_gpu = pytest.mark.skipif(INTERPRETED, reason="the interpreter has no streams to capture")
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="graphs are captured on a GPU")
 
 SPLIT = paged.SPLIT
 FEW = (0, 1, 15, 16, 17, 33, 70)
@@ -384,7 +384,7 @@ def test_results_of_splits_beyond_32_bit_offsets(monkeypatch):
     assert same_bits([replace(x, tables=tables.expand(17, -1)).run()], [expected])
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the page behind the table is one of the host")
+@pytest.mark.skipif(DEVICE != "cpu", reason="the page behind the table is one of the host")
 def test_nothing_behind_the_table_is_read():
     """The page there may not be read, and the last tile of tokens reaches into it."""
     x = case(2, 1, 16, 1, lengths=(3, 7))
@@ -409,7 +409,7 @@ def test_scratch_that_several_calls_share():
         x.run(scratch=scratch[: needed - 1])
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="on a GPU bf16 is a type like others")
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU bf16 is a type like others")
 def test_the_interpreter_refuses_bf16():
     with pytest.raises(AssertionError, match="takes it for integers"):
         case(4, 2, 12, dtype=torch.bfloat16).run()

@@ -181,6 +181,37 @@ def test_11_nothing_waits_for_the_gpu(row_path):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_11_a_graph_is_captured_and_replayed_on_other_logits(row_path):
+    """Both operations, forward and backward; replays have the bits of calls one by one."""
+    if row_path.device != "cuda":
+        pytest.skip("graphs are captured on a GPU")
+    x, a, g, rows = (row_path.place(v) for v in bits_case(row_path, 1000))
+    logits = x.logits_NV.clone().requires_grad_()
+    vectors = {k: row_path.place(v) for k, v in vars(rows).items() if v is not None}
+
+    def step():
+        outputs = row_path.call("logprobs_and_entropy", logits, x.targets_N, temperature=0.7)
+        (first,) = torch.autograd.grad(outputs, logits, [a, g])
+        loss = row_path.call("policy_loss", logits, x.targets_N, spec=SPEC, **vectors).loss_sum
+        (second,) = torch.autograd.grad(0.5 * loss, logits)
+        return [*(v.detach() for v in (*outputs, loss)), first, second]
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):  # compiles
+        step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in (1, 2):
+        with torch.no_grad():
+            logits.copy_(normal(*logits.shape, seed=seed))
+        graph.replay()
+        replayed = [v.cpu() for v in captured]
+        assert same_bits(replayed, [v.cpu() for v in step()])
+
+
 def truncates(path, dtype):
     """The interpreter cuts fp32 to bf16 where a GPU rounds."""
     return path.interpreted and dtype == torch.bfloat16

@@ -35,7 +35,7 @@ def on_gpu(family, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_graphs_sample_what_single_kernels_do(family, params):
     model = on_gpu(family, torch.float32)
-    graphs, eager = Sampler(model), Eager(model)
+    graphs, eager = (kind(model, max_batch_tokens=64) for kind in (Sampler, Eager))
     for _ in range(CAPTURED_AT + 1):  # kernels one by one, captured, replayed
         pairs = zip(graphs.generate(PROMPTS, params), eager.generate(PROMPTS, params), strict=True)
         for ours, theirs in pairs:
@@ -47,7 +47,7 @@ def test_graphs_sample_what_single_kernels_do(family, params):
 
 def test_the_gpu_samples_what_the_cpu_does():
     model = on_gpu("llama", torch.float32)
-    ours = Sampler(model).generate(PROMPTS, PARAMS)
+    ours = Sampler(model, max_batch_tokens=64).generate(PROMPTS, PARAMS)
     theirs = Sampler(tiny_decoder("llama")).generate(PROMPTS, PARAMS)
     for group, expected in zip(ours, theirs, strict=True):
         assert [c.token_ids for c in group] == [c.token_ids for c in expected]

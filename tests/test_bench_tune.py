@@ -1,0 +1,49 @@
+"""`bench/tune.py` times settings that give the same results, and says what others do."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="settings are a GPU's")
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    from fastrl.bench import tune
+
+    monkeypatch.setattr(tune, "TURNS", 1)
+    monkeypatch.setattr(tune, "LAUNCHES", 1)
+    return tune
+
+
+def few(kernel):
+    del kernel.candidates[2:]
+    return kernel
+
+
+def test_settings_of_every_kernel(tune):
+    flush = torch.empty(1000, dtype=torch.uint8, device=DEVICE)
+    kernels = [*tune.of_rows(4, 300, DEVICE), *tune.of_layers("SmolLM2-135M", 3, 2, 20, DEVICE)]
+    assert len(kernels) == 8
+    for kernel in kernels:
+        if "sample" in kernel.name or (hasattr(torch.cuda, "is_fake") and "attention" in kernel.name):
+            continue  # minutes in the interpreter; and its products do not take bf16
+        row = tune.tune(few(kernel), flush)
+        assert not row["failed"] and len(row["timed"]) >= 2, row
+        assert row["now"]["settings"] == kernel.now and row["gain"] >= 1
+
+
+def test_another_result_is_no_candidate(tune):
+    kernel = few(next(tune.of_rows(4, 300, DEVICE)))
+    calls = []
+
+    def drifts():
+        calls.append(0)
+        return torch.full((3,), 1.0 if len(calls) <= 3 else 2.0, device=DEVICE)
+
+    object.__setattr__(kernel, "run", drifts)
+    row = tune.tune(kernel, torch.empty(1000, dtype=torch.uint8, device=DEVICE))
+    assert len(row["timed"]) == 1 and row["best"] == row["now"]
+    assert all(problem == "another result: 1" for problem in row["failed"].values())
+    assert len(row["failed"]) == len(kernel.candidates)
