@@ -141,3 +141,14 @@ def test_settings_out_of_range():
         Optimizer(model(), OptimConfig(schedule="constant", betas=(0.9,)))
     with pytest.raises(UsageError, match="negative"):
         Optimizer(model(), OptimConfig(schedule="constant", lr=-1.0))
+
+
+def test_the_norm_of_a_bf16_gradient_is_no_bf16_number():
+    """Of hundreds of parameters, as near the truth as their own rounding allows."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(7, 5) for _ in range(100)]).bfloat16()
+    optimizer = Optimizer(model, OptimConfig(grad_clip=0.0, schedule="constant"))
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape).bfloat16()
+    truth = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
+    assert optimizer.step(0) == pytest.approx(truth, rel=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,13 +37,18 @@ def on_gpu(family, dtype):
 def test_graphs_sample_what_single_kernels_do(family, params):
     model = on_gpu(family, torch.float32)
     graphs, eager = (kind(model, max_batch_tokens=64) for kind in (Sampler, Eager))
-    for _ in range(CAPTURED_AT + 1):  # kernels one by one, captured, replayed
-        pairs = zip(graphs.generate(PROMPTS, params), eager.generate(PROMPTS, params), strict=True)
+    each = params if isinstance(params, list) else [params] * len(PROMPTS)
+    # kernels one by one, captured, replayed; then of another key
+    for seed in [3] * (CAPTURED_AT + 1) + [8]:
+        seeded = [replace(p, seed=seed) for p in each]
+        pairs = zip(graphs.generate(PROMPTS, seeded), eager.generate(PROMPTS, seeded), strict=True)
         for ours, theirs in pairs:
             for one, other in zip(ours, theirs, strict=True):
                 assert one.token_ids == other.token_ids
                 assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-    assert graphs._steps.graphs
+        if seed == 3:
+            captured = bool(graphs._steps.graphs)
+    assert captured
 
 
 def test_the_gpu_samples_what_the_cpu_does():
