@@ -26,7 +26,8 @@ TORCH = Path(importlib.util.find_spec("torch").origin).parent
 
 def build() -> Path:
     """Compile the device for the installed torch, once for each state of both."""
-    state = [SOURCE.read_bytes(), (TORCH / "version.py").read_bytes(), sys.version.encode()]
+    sources = [p.read_bytes() for p in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    state = [*sources, (TORCH / "version.py").read_bytes(), sys.version.encode()]
     name = hashlib.sha256(b"".join(state)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"fake_cuda-{os.getuid()}"
     folder.mkdir(exist_ok=True)
