@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastrl.bench.step_ours import Ours
 
-SHAPE = (32, 8, 256)  # prompts, responses a prompt, new tokens
+SHAPE = (32, 8, 128)  # prompts, responses a prompt, new tokens: what the smallest context holds
 SHOWN = 30
 
 
