@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fastrl.bench.kernels import where
-from fastrl.bench.timing import FLUSH_BYTES, say
+from fastrl.bench.timing import measure, say
 from fastrl.kernels import online, paged_attention, rms_norm, rotary, swiglu
 from fastrl.losses import LossSpec, Rows
 from fastrl.ops import fused
@@ -75,11 +75,12 @@ def of_rows(tokens: int, vocabulary: int, device: torch.device) -> Iterator[Kern
     ones = torch.ones(tokens, device=device)
     x = LogitRows(logits, targets, None, 1.0, vocabulary, None, 1.0)
     rows, out = Rows(ones, None), torch.empty_like(logits)
-    counters = torch.arange(4 * tokens, device=device).view(tokens, 4) % (1 << 14)
-    limits = Filters((targets * 0 + 50).int(), 0.95 * ones, 0 * ones, False)
-    at = LogitRows(logits[:256], targets[:256], None, ones[:256], vocabulary, None, 1.0)
-    few = Filters(limits.top_k_N[:256], limits.top_p_N[:256], limits.min_p_N[:256], False)
-    noise = Noise(counters[:256], (1, 2))
+    first = slice(0, 256)  # of a decode step
+    at = LogitRows(logits[first], targets[first], None, ones[first], vocabulary, None, 1.0)
+    top_k = torch.full_like(targets[first], 50, dtype=torch.int32)
+    few = Filters(top_k, 0.95 * ones[first], 0 * ones[first], False)
+    counters = torch.arange(4 * len(top_k), device=device).view(-1, 4)
+    noise = Noise(counters, (1, 2))
 
     def gradient() -> Tensor:
         fused.gradient(x, ones, 0.1 * ones, out)
@@ -95,7 +96,7 @@ def of_rows(tokens: int, vocabulary: int, device: torch.device) -> Iterator[Kern
     # a wider block has fewer passes over its ends; 16384 bf16 are 32 KiB, in registers of 16 warps
     choices = grid(BLOCK=(2048, 4096, 8192, 16384), num_warps=(4, 8, 16))
     for name, run in calls.items():
-        shape = f"{len(at.targets_N) if 'sample' in name else tokens} x {vocabulary}"
+        shape = f"{len(top_k) if 'sample' in name else tokens} x {vocabulary}"
         yield Kernel(f"{name}, {shape}", run, online, now, choices)
 
 
@@ -159,26 +160,22 @@ def results(found: Any) -> list[Tensor]:
     return [x.double() for x in (found if isinstance(found, tuple) else (found,))]
 
 
-def microseconds(run: Callable[[], Any], flush: Tensor) -> float:
+def microseconds(run: Callable[[], Any], device: torch.device) -> float:
     """The median time of a launch; the cache is cold at the first of each turn."""
-    times = []
-    for _ in range(TURNS):
-        flush.fill_(1)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+
+    def many() -> None:
         for _ in range(LAUNCHES):
             run()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * float(start.elapsed_time(end)) / LAUNCHES)
-    return statistics.median(times)
+
+    return 1e3 * statistics.median(measure({"": many}, device, TURNS)[""]) / LAUNCHES
 
 
-def tune(kernel: Kernel, flush: Tensor) -> dict[str, Any]:
+def tune(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     """The time of every candidate that gives the results of now."""
     expected = results(kernel.run())
-    timed, failed = [], {}
-    for settings in [{}, *(c for c in kernel.candidates if kernel.now | c != kernel.now)]:
+    now = {"settings": kernel.now, "us": microseconds(kernel.run, device)}
+    timed, failed = [now], {}
+    for settings in (c for c in kernel.candidates if kernel.now | c != kernel.now):
         with launched_with(kernel, settings):
             label = json.dumps(settings)
             try:
@@ -193,9 +190,10 @@ def tune(kernel: Kernel, flush: Tensor) -> dict[str, Any]:
             if not all(x <= 1e-2 for x in far):
                 failed[label] = f"another result: {max(far):.2g}"
                 continue
-            timed.append({"settings": kernel.now | settings, "us": microseconds(kernel.run, flush)})
+            timed.append(
+                {"settings": kernel.now | settings, "us": microseconds(kernel.run, device)}
+            )
     best = min(timed, key=lambda t: t["us"])
-    now = timed[0]
     return {
         "name": kernel.name, "now": now, "best": best, "gain": now["us"] / best["us"],
         "timed": timed, "failed": failed,
@@ -215,7 +213,6 @@ def main() -> int:
         print("tune.py: torch finds no GPU here, and settings are tuned on one", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
     rows = []
     groups = [
         *(of_rows(given.tokens, int(v), device) for v in given.vocabularies.split(",")),
@@ -224,7 +221,7 @@ def main() -> int:
     for kernels in groups:
         for kernel in kernels:
             say(kernel.name)
-            rows.append(tune(kernel, flush) | where(device))
+            rows.append(tune(kernel, device) | where(device))
             given.out.write_text(json.dumps(rows, indent=1))
     say("")
     for row in rows:
@@ -233,6 +230,8 @@ def main() -> int:
             f"{row['name']:50} {now['us']:9.1f} us now, {best['us']:9.1f} us"
             f" ({row['gain']:.2f}x) with {json.dumps(best['settings'])}"
         )
+        for settings, problem in row["failed"].items():
+            print(f"    not {settings}: {problem}")
     return 0
 
 

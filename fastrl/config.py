@@ -189,8 +189,7 @@ class TrainConfig:
     epochs: int = setting(1, "passes over a step's responses")
     threads: int = setting(0, "CPU threads; 0: torch's choice")
     deterministic: bool = setting(
-        False,
-        "the same bits each time on a GPU too, at some cost; on a CPU they always are",
+        False, "the same bits each time on a GPU too, at some cost; on a CPU they always are"
     )
     check: bool = setting(True, "audit the run before its first step, as fastrl check does")
     share_prompts: Literal["auto", "on", "off"] = setting(

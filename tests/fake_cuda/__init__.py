@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,15 +184,6 @@ class OnDevice:
         pass
 
 
-def memory_stats(device=None):
-    """The numbers that are asked for here."""
-    return {
-        "allocated_bytes.all.current": _device.used(),
-        "allocated_bytes.all.peak": _device.peak(),
-        "reserved_bytes.all.current": _device.used() + _device.cached(),
-    }
-
-
 def set_sync_debug_mode(mode):
     """Errors for what makes the host wait."""
     _device.set_sync_debug_mode({"default": 0, "warn": 1, "error": 2}.get(mode, mode))
@@ -203,7 +195,6 @@ def _install():
         L2_cache_size=50 << 20, shared_memory_per_block_optin=227 << 10, warp_size=32,
         max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536,
     )  # fmt: skip
-    _device.default_generator()
     replaced = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -239,7 +230,6 @@ def _install():
             _device.total() - _device.used() - _device.cached(),
             _device.total(),
         ),
-        "memory_stats": memory_stats,
         "default_generators": (_device.default_generator(),),
         "manual_seed": lambda seed: _device.default_generator().manual_seed(seed),
         "manual_seed_all": lambda seed: _device.default_generator().manual_seed(seed),
@@ -264,25 +254,36 @@ def _install_triton():
 
     def call(self, *args, **kwargs):
         given = [*args, *kwargs.values()]
-        tensors = [x for x in given if isinstance(x, torch.Tensor) and x.is_cuda]
-        if not tensors:
-            return interpret(self, *args, **kwargs)
-        for x in given:
-            if isinstance(x, torch.Tensor) and not x.is_cuda:
-                raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-
-        def kernel(on_host):
-            found = iter(on_host)
-
-            def swap(x):
-                return next(found) if isinstance(x, torch.Tensor) else x
-
-            interpret(self, *map(swap, args), **{k: swap(v) for k, v in kwargs.items()})
-
-        _device.launch(kernel, [x.detach() for x in tensors])
-        return None
+        if any(isinstance(x, torch.Tensor) and x.is_cuda for x in given):
+            return launch(lambda a, k: interpret(self, *a, **k), list(args), kwargs)
+        return interpret(self, *args, **kwargs)
 
     GridExecutor.__call__ = call
+
+
+def with_tensors(value, change):
+    """The same value with other tensors, in lists, dictionaries and dataclasses too."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [with_tensors(x, change) for x in value]
+    if isinstance(value, dict):
+        return {k: with_tensors(x, change) for k, x in value.items()}
+    if is_dataclass(value):
+        return replace(value, **with_tensors(vars(value), change))
+    return value
+
+
+def launch(kernel, *arguments):
+    """Run a function as a kernel, with tensors of the host over the bytes of the device's."""
+    arguments, tensors = list(arguments), []
+    with_tensors(arguments, lambda x: tensors.append(x) or x)
+
+    def on_host(tensors):
+        found = iter(tensors)
+        kernel(*with_tensors(arguments, lambda _: next(found)))
+
+    _device.launch(on_host, [x.detach() for x in tensors])
 
 
 _spec = importlib.util.spec_from_file_location("fake_cuda_device", BUILT)
@@ -292,6 +293,5 @@ _install()
 if os.environ.get("FAKE_CUDA_KERNELS") == "twins":
     from fake_cuda import twins
 
-    twins.install(_device.launch)
+    twins.install(launch)
 _capture_stream = Stream()
-set_total = _device.set_total

@@ -5,7 +5,6 @@
 // as on a GPU. So does one that mixes devices, waits while a graph is captured, replays a graph
 // whose inputs are gone, reads what another stream writes without having waited for it, or reads a
 // copy that is still on its way. It knows nothing of time and of what a compiler makes of a kernel.
-#include <torch/csrc/autograd/python_variable.h>
 
 #include "operations.h"
 
@@ -13,19 +12,6 @@ namespace {
 
 // ---- operations that need more than their CPU version
 
-Tensor empty_format(c10::SymIntArrayRef size, std::optional<c10::ScalarType> type,
-                    std::optional<c10::Layout>, std::optional<c10::Device>, std::optional<bool> pin,
-                    std::optional<c10::MemoryFormat>) {
-    TORCH_CHECK(!pin.value_or(false), "only CPU memory is pinned");
-    Guard guard(lock);
-    std::vector<int64_t> sizes = C10_AS_INTARRAYREF_SLOW(size).vec(), strides(sizes.size(), 1);
-    for (int64_t i = static_cast<int64_t>(sizes.size()) - 2; i >= 0; --i)
-        strides[i] = strides[i + 1] * std::max<int64_t>(sizes[i + 1], 1);
-    const Tensor t = empty_strided(
-        sizes, strides, type.value_or(c10::typeMetaToScalarType(c10::get_default_dtype())));
-    if (Graph* graph = recorder()) graph->adopt(t);
-    return t;
-}
 Tensor empty_strides(c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
                      std::optional<c10::ScalarType> type, std::optional<c10::Layout>,
                      std::optional<c10::Device>, std::optional<bool>) {
@@ -35,6 +21,15 @@ Tensor empty_strides(c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
                       type.value_or(c10::typeMetaToScalarType(c10::get_default_dtype())));
     if (Graph* graph = recorder()) graph->adopt(t);
     return t;
+}
+Tensor empty_format(c10::SymIntArrayRef size, std::optional<c10::ScalarType> type,
+                    std::optional<c10::Layout> layout, std::optional<c10::Device> device,
+                    std::optional<bool> pin, std::optional<c10::MemoryFormat>) {
+    TORCH_CHECK(!pin.value_or(false), "only CPU memory is pinned");
+    std::vector<c10::SymInt> stride(size.size(), 1);
+    for (int64_t i = static_cast<int64_t>(size.size()) - 2; i >= 0; --i)
+        stride[i] = stride[i + 1] * size[i + 1].max(1);
+    return empty_strides(size, stride, type, layout, device, pin);
 }
 Tensor view_of(const Tensor& t, at::IntArrayRef size, at::IntArrayRef stride, int64_t offset) {
     return make(size, stride, t.scalar_type(), t.storage(), offset, DEVICE);
@@ -53,8 +48,7 @@ Tensor view(const Tensor& t, c10::SymIntArrayRef size) {
     return view_of(t, shape, *stride, t.storage_offset());
 }
 Tensor reshape_alias(const Tensor& t, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
-    return view_of(t, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride),
-                   t.storage_offset());
+    return as_strided(t, size, stride, std::nullopt);
 }
 const Tensor& resize(const Tensor& t, c10::SymIntArrayRef size, std::optional<c10::MemoryFormat>) {
     Guard guard(lock);
@@ -80,55 +74,42 @@ Tensor& set_storage(Tensor& t, c10::Storage source, c10::SymInt offset, c10::Sym
     return t;
 }
 Tensor& set_tensor(Tensor& t, const Tensor& source) {
-    t.unsafeGetTensorImpl()->set_storage_keep_dtype(source.storage());
-    t.unsafeGetTensorImpl()->set_storage_offset(source.storage_offset());
-    t.unsafeGetTensorImpl()->set_sizes_and_strides(source.sizes(), source.strides());
-    return t;
+    return set_storage(t, source.storage(), source.sym_storage_offset(), source.sym_sizes(),
+                       source.sym_strides());
 }
 
-void copy_now(const Tensor& to, const Tensor& from) {
-    const Tensor target = on_device(to) ? on_host(to) : to,
-                 source = on_device(from) ? on_host(from) : from;
-    target.copy_(source);
+// A copy that the current stream does now.
+void copy_here(const Tensor& to, const Tensor& from) {
+    if (on_device(from)) reads(from.storage().data(), "copy_");
+    if (on_device(to)) check_write(to.storage().data(), "copy_");
+    (on_device(to) ? on_host(to) : to).copy_(on_device(from) ? on_host(from) : from);
+    tick();
+    if (on_device(to)) wrote(to.storage().data());
 }
 Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
     Guard guard(lock);
     TORCH_CHECK(self.device().is_cuda() || self.device().is_cpu(), "copy to ", self.device());
     if (!self.numel()) return self;
-    if (on_device(source)) reads(source.storage().data(), "copy_");
-    if (on_device(self)) check_write(self.storage().data(), "copy_");
     const bool across = !on_device(self) || !on_device(source);
     const Tensor& host = on_device(self) ? source : self;
     const bool plain = self.scalar_type() == source.scalar_type() && self.is_contiguous() &&
                        source.is_contiguous() && self.sizes() == source.sizes();
     const bool later = across && non_blocking && plain && is_pinned(host.data_ptr());
-    if (Graph* graph = recorder()) {
-        TORCH_CHECK(
-            !across || later,
-            "fake CUDA: operation not permitted when stream is capturing: a copy that waits");
-        if (on_device(self)) graph->will_write(self);
-        const auto to = on_device(self) ? graph->hold(self) : [self] { return self; };
-        const auto from = on_device(source) ? graph->hold(source) : [source] { return source; };
-        graph->work.push_back([to, from] {
-            const Tensor target = to(), origin = from();
-            if (on_device(origin)) reads(origin.storage().data(), "copy_");
-            if (on_device(target)) check_write(target.storage().data(), "copy_");
-            copy_now(target, origin);
-            tick();
-            if (on_device(target)) wrote(target.storage().data());
-        });
-    }
     if (across && !later) waits("a copy between host and device");
-    if (later) settle_before(host);
-    const int64_t clock = tick();
-    if (later) {
-        const Tensor bytes = (on_device(source) ? on_host(source) : source).clone();
-        pending.push_back({current, clock, host.detach(), bytes, !on_device(self)});
-        if (!on_device(self)) memset(self.data_ptr(), 0xff, self.nbytes());
+    if (Graph* graph = recorder()) {
+        if (on_device(self)) graph->will_write(self);
+        graph->work.push_back(
+            [to = graph->hold(self), from = graph->hold(source)] { copy_here(to(), from()); });
     }
-    if (!later || on_device(self)) copy_now(self, source);
-    if (on_device(self)) wrote(self.storage().data());
-    if (across && !later) host_waits_for_stream(current);
+    if (later) settle_before(host);
+    copy_here(self, source);
+    if (later) {
+        pending.push_back(
+            {current, known[current][current], host.detach(), host.clone(), !on_device(self)});
+        if (!on_device(self)) memset(self.data_ptr(), 0xff, self.nbytes());
+    } else if (across) {
+        host_waits_for_stream(current);
+    }
     return self;
 }
 
@@ -185,11 +166,11 @@ void launch(const py::object& function, const std::vector<Tensor>& tensors) {
         std::vector<Tensor> seen;
         std::vector<std::string> before;
         for (const Tensor& t : given) {
+            TORCH_CHECK(on_device(t), "fake CUDA: a kernel was given a tensor on ", t.device());
             if (t.numel()) reads(t.storage().data(), "a kernel");
             seen.push_back(on_host(t));
-            const size_t bytes = t.numel() ? t.itemsize() * at::detail::computeStorageNbytes(
-                                                                t.sizes(), t.strides(), 1)
-                                           : 0;
+            const size_t bytes =
+                at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize());
             before.emplace_back(static_cast<const char*>(seen.back().data_ptr()),
                                 std::min(bytes, LARGE));
         }
@@ -290,7 +271,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def("peak", [] { return memory().peak; });
     m.def("cached", [] { return memory().cached; });
     m.def("total", [] { return memory().total; });
-    m.def("set_total", [](size_t bytes) { memory().total = bytes; });
     m.def("reset_peak", [] { memory().peak = memory().used; });
     m.def(
         "empty_cache",

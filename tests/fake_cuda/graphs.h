@@ -30,19 +30,24 @@ Tensor on_host(const Tensor& t) {
     return make(t.sizes(), t.strides(), t.scalar_type(), s, t.storage_offset(), c10::kCPU);
 }
 
+c10::Storage device_storage(size_t bytes) {
+    return {c10::Storage::use_byte_size_t(), bytes, allocator.allocate(bytes), &allocator, true};
+}
+
 Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, c10::ScalarType type) {
     const size_t bytes = at::detail::computeStorageNbytes(size, stride, c10::elementSize(type));
-    c10::Storage s(c10::Storage::use_byte_size_t(), bytes, allocator.allocate(bytes), &allocator,
-                   true);
-    return make(size, stride, type, s, 0, DEVICE);
+    return make(size, stride, type, device_storage(bytes), 0, DEVICE);
 }
 
 Tensor to_device(const Tensor& cpu) {
     const auto bytes = cpu.storage().nbytes();
-    c10::Storage s(c10::Storage::use_byte_size_t(), bytes, allocator.allocate(bytes), &allocator,
-                   true);
+    const c10::Storage s = device_storage(bytes);
     if (bytes) memcpy(memory().seen(s.data()), cpu.storage().data(), bytes);
     return make(cpu.sizes(), cpu.strides(), cpu.scalar_type(), s, cpu.storage_offset(), DEVICE);
+}
+
+bool one_storage(const Tensor& a, const Tensor& b) {
+    return a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl();
 }
 
 // ---- graphs: what is done between begin and end is kept, undone, and done again by replay
@@ -76,7 +81,7 @@ struct Graph {
         storages.insert(t.storage().unsafeGetStorageImpl());
     }
     std::function<Tensor()> hold(const Tensor& t) {
-        if (owns(t)) return [t] { return t; };
+        if (!on_device(t) || owns(t)) return [t] { return t; };
         Held held{t.storage().getWeakStorageImpl(), t.sizes().vec(), t.strides().vec(),
                   t.scalar_type(), t.storage_offset()};
         return [held] { return held.get(); };

@@ -53,7 +53,6 @@ struct Memory {
         TORCH_CHECK(device != MAP_FAILED && host != MAP_FAILED, "no addresses for the device");
         close(file);
     }
-    bool has(const void* p) const { return p >= device && p < device + SPAN; }
     char* seen(const void* p) const { return host + (static_cast<const char*>(p) - device); }
     Block& block(const void* p) {
         auto found = blocks.upper_bound(static_cast<const char*>(p) - device);
@@ -139,17 +138,24 @@ void host_waits_for_all() {
 
 bool recording();  // what is captured is not done: it is checked when it is
 
-void check_write(const void* address, const char* what) {
-    if (recording()) return;
+// The block of an address whose last write the current stream has waited for.
+Block& written_before(const void* address, const char* what, const char* does) {
     Block& b = memory().block(address);
     Clock& clock = known[current];
     join(clock, waited);
     TORCH_CHECK(b.written.second <= clock[b.written.first], "fake CUDA: ", what, " on stream ",
-                current, " writes what stream ", b.written.first,
+                current, does, "what stream ", b.written.first,
                 " writes, and has not waited for it");
+    return b;
+}
+
+void check_write(const void* address, const char* what) {
+    if (recording()) return;
+    const Block& b = written_before(address, what, " writes ");
     for (const auto& [stream, at] : b.read)
-        TORCH_CHECK(stream == current || at <= clock[stream], "fake CUDA: ", what, " on stream ",
-                    current, " writes what stream ", stream, " reads, and has not waited for it");
+        TORCH_CHECK(stream == current || at <= known[current][stream], "fake CUDA: ", what,
+                    " on stream ", current, " writes what stream ", stream,
+                    " reads, and has not waited for it");
 }
 
 void wrote(const void* address) {
@@ -161,13 +167,8 @@ void wrote(const void* address) {
 
 void reads(const void* address, const char* what) {
     if (recording()) return;
-    Block& b = memory().block(address);
-    Clock& clock = known[current];
-    join(clock, waited);
-    TORCH_CHECK(b.written.second <= clock[b.written.first], "fake CUDA: ", what, " on stream ",
-                current, " reads what stream ", b.written.first,
-                " writes, and has not waited for it");
-    b.read[current] = clock[current] + 1;  // the piece of work that begins now
+    // the piece of work that begins now
+    written_before(address, what, " reads ").read[current] = known[current][current] + 1;
 }
 
 void give_back(void* address) {

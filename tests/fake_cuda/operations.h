@@ -5,8 +5,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/Resize.h>
 
-#include <unordered_map>
-
 #include "graphs.h"
 #include "hooks.h"
 
@@ -44,12 +42,30 @@ bool must_wait(const std::string& name, const Stack& stack) {
     return false;
 }
 
+// The same value with other tensors, in a list too.
+template <class F>
+IValue with_tensors(const IValue& v, F f) {
+    if (v.isTensor()) return f(v.toTensor());
+    if (!v.isTensorList() && !v.isOptionalTensorList()) return v;
+    c10::impl::GenericList out(v.toList().elementType());
+    for (const IValue& t : v.toListRef()) out.push_back(t.isTensor() ? IValue(f(t.toTensor())) : t);
+    return out;
+}
+
+template <class F>
+void for_tensors(const IValue& v, F f) {
+    with_tensors(v, [&](const Tensor& t) {
+        if (on_device(t)) f(t);
+        return t;
+    });
+}
+
 struct Call {
     const c10::OperatorHandle& op;
     const std::string& name = op.schema().name();
     std::vector<Tensor> originals, aliases;
 
-    IValue tensor(const Tensor& t, bool index) {
+    Tensor tensor(const Tensor& t, bool index) {
         if (!on_device(t)) {
             TORCH_CHECK(!t.defined() || t.dim() == 0 || (index && takes_cpu_index(name)),
                         "fake CUDA: Expected all tensors to be on the same device, but ", name,
@@ -62,24 +78,11 @@ struct Call {
         return aliases.back();
     }
     IValue value(const IValue& v) {
-        if (v.isTensor()) return tensor(v.toTensor(), false);
-        if (v.isTensorList()) {
-            c10::List<Tensor> out;
-            for (const Tensor& t : v.toTensorVector()) out.push_back(tensor(t, false).toTensor());
-            return out;
-        }
-        if (v.isOptionalTensorList()) {
-            c10::List<std::optional<Tensor>> out;
-            for (const IValue& t : v.toListRef())
-                out.push_back(t.isNone()
-                                  ? std::nullopt
-                                  : std::optional<Tensor>(tensor(t.toTensor(), true).toTensor()));
-            return out;
-        }
         if (v.isDevice() && v.toDevice().is_cuda()) return c10::Device(c10::kCPU);
         if (v.isGenerator() && v.toGenerator().device().is_cuda())
             return static_cast<GeneratorImpl*>(v.toGenerator().unsafeGetGeneratorImpl())->inner;
-        return v;
+        return with_tensors(v,
+                            [&](const Tensor& t) { return tensor(t, v.isOptionalTensorList()); });
     }
     Tensor result(const Tensor& t) {
         if (!t.defined()) return t;
@@ -92,11 +95,11 @@ struct Call {
         return to_device(t);
     }
     IValue back(const IValue& v) {
-        if (v.isTensor()) return result(v.toTensor());
-        if (!v.isTensorList()) return v;
-        c10::List<Tensor> out;
-        for (const Tensor& t : v.toTensorVector()) out.push_back(result(t));
-        return out;
+        return with_tensors(v, [&](const Tensor& t) { return result(t); });
+    }
+    bool given(const Tensor& t) const {
+        return std::any_of(originals.begin(), originals.end(),
+                           [&](const Tensor& o) { return one_storage(o, t); });
     }
 };
 
@@ -112,14 +115,6 @@ std::vector<bool> written_arguments(const c10::FunctionSchema& schema) {
     for (const auto& a : schema.arguments())
         out.push_back(a.alias_info() && a.alias_info()->isWrite());
     return out;
-}
-
-template <class F>
-void for_tensors(const IValue& v, F f) {
-    if (v.isTensor() && on_device(v.toTensor())) f(v.toTensor());
-    if (v.isTensorList() || v.isOptionalTensorList())
-        for (const IValue& t : v.toListRef())
-            if (t.isTensor() && on_device(t.toTensor())) f(t.toTensor());
 }
 
 void run(const c10::OperatorHandle& op, Stack& stack) {
@@ -150,10 +145,7 @@ void run(const c10::OperatorHandle& op, Stack& stack) {
     for (const IValue& v : inner) {
         const IValue mapped = call.back(v);
         for_tensors(mapped, [&](const Tensor& t) {
-            bool given = false;
-            for (const Tensor& o : call.originals)
-                given |= o.storage().unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl();
-            if (!given && t.storage().nbytes()) wrote(t.storage().data());
+            if (!call.given(t) && t.storage().nbytes()) wrote(t.storage().data());
         });
         stack.push_back(mapped);
     }
@@ -166,39 +158,15 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
     const size_t n = op.schema().arguments().size();
     const auto written = written_arguments(op.schema());
     Stack inputs(stack->end() - n, stack->end());
-    std::vector<std::function<IValue()>> held;
+    // a graph knows addresses: what it is to find there again is asked for when it is replayed
+    std::vector<std::function<Tensor()>> held;
+    Stack shape;
     for (size_t i = 0; i < n; ++i) {
-        const IValue v = inputs[i];
-        if (written[i]) for_tensors(v, [&](const Tensor& t) { graph->will_write(t); });
-        if (v.isTensor() && on_device(v.toTensor())) {
-            held.push_back([get = graph->hold(v.toTensor())] { return IValue(get()); });
-        } else if (v.isTensorList()) {
-            std::vector<std::function<Tensor()>> list;
-            for (const Tensor& t : v.toTensorVector())
-                list.push_back(on_device(t) ? graph->hold(t) : [t] { return t; });
-            held.push_back([list] {
-                c10::List<Tensor> out;
-                for (const auto& get : list) out.push_back(get());
-                return IValue(out);
-            });
-        } else if (v.isOptionalTensorList()) {
-            std::vector<std::function<std::optional<Tensor>()>> list;
-            for (const IValue& t : v.toListRef()) {
-                if (t.isNone())
-                    list.push_back([] { return std::nullopt; });
-                else if (on_device(t.toTensor()))
-                    list.push_back([get = graph->hold(t.toTensor())] { return get(); });
-                else
-                    list.push_back([c = t.toTensor()] { return c; });
-            }
-            held.push_back([list] {
-                c10::List<std::optional<Tensor>> out;
-                for (const auto& get : list) out.push_back(get());
-                return IValue(out);
-            });
-        } else {
-            held.push_back([v] { return v; });
-        }
+        if (written[i]) for_tensors(inputs[i], [&](const Tensor& t) { graph->will_write(t); });
+        shape.push_back(with_tensors(inputs[i], [&](const Tensor& t) {
+            held.push_back(graph->hold(t));
+            return Tensor();
+        }));
     }
     run(op, *stack);
     const size_t returns = op.schema().returns().size();
@@ -207,16 +175,15 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
         for_tensors((*stack)[i], [&](const Tensor& t) {
             bool given = false;
             for (const IValue& v : inputs)
-                for_tensors(v, [&](const Tensor& o) {
-                    given |=
-                        o.storage().unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl();
-                });
+                for_tensors(v, [&](const Tensor& o) { given |= one_storage(o, t); });
             if (!given) graph->adopt(t);
             fresh.push_back(given ? Tensor() : t);
         });
-    graph->work.push_back([op, held, fresh] {
+    graph->work.push_back([op, shape, held, fresh] {
         Stack again;
-        for (const auto& get : held) again.push_back(get());
+        auto next = held.begin();
+        for (const IValue& v : shape)
+            again.push_back(with_tensors(v, [&](const Tensor&) { return (*next++)(); }));
         run(op, again);
         size_t at = 0;
         for (const IValue& v : again)

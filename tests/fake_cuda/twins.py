@@ -6,8 +6,6 @@ for nothing. What is in a Triton kernel is not run, nor its launch: the interpre
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from fastrl.ops import fused, native, native_layer
@@ -16,7 +14,7 @@ from fastrl.ops.rows import wide_dtype
 
 
 def install(launch):
-    """`launch`: runs a function on host tensors over the bytes of the device's."""
+    """`launch`: runs a function, its tensors those of the host over the device's bytes."""
     install_rows(launch)
     install_layers(launch)
     install_attention(launch)
@@ -26,37 +24,24 @@ def install_rows(launch):
     """The rows of logits: `fused`."""
 
     def run(name, outputs, *arguments):
-        """A function of `native` on the arguments' host twins; its results go to `outputs`."""
-        tensors = []
+        """A function of `native`, whose results go to `outputs`."""
 
-        def swap(value, found):
-            if isinstance(value, torch.Tensor):
-                return next(found)
-            if hasattr(value, "__dataclass_fields__") and any(map(is_tensor, vars(value).values())):
-                return replace(value, **{k: swap(v, found) for k, v in vars(value).items()})
-            return value
-
-        def is_tensor(value):
-            return isinstance(value, torch.Tensor)
-
-        def gather(value):
-            if is_tensor(value):
-                tensors.append(value)
-            elif hasattr(value, "__dataclass_fields__"):
-                for v in vars(value).values():
-                    gather(v)
-
-        for argument in arguments:
-            gather(argument)
-
-        def kernel(on_host):
-            found = iter(on_host)
-            results = getattr(native, name)(*[swap(a, found) for a in arguments])
-            for out, result in zip(list(found), results or (), strict=True):
+        def kernel(outputs, *arguments):
+            results = getattr(native, name)(*arguments)
+            for out, result in zip(outputs, results or (), strict=True):
                 out.copy_(result)
 
-        launch(kernel, [*tensors, *outputs])
+        launch(kernel, outputs, *arguments)
         return tuple(outputs)
+
+    def through(out, x, work):
+        """What `work` gives, which writes `out` by memory of the logits' dtype."""
+        if out is None or out.dtype == x.logits_NV.dtype:
+            return work(out)
+        wide = torch.empty_like(x.logits_NV)
+        found = work(wide)
+        out.copy_(wide)
+        return found
 
     def numbers(x, count):
         device, dtype = x.logits_NV.device, wide_dtype(x.logits_NV.dtype)
@@ -71,21 +56,11 @@ def install_rows(launch):
         return run("extras", out, x, thresholds)
 
     def gradient(x, a, g, out):
-        if out.dtype != x.logits_NV.dtype:
-            wide = torch.empty_like(x.logits_NV)
-            run("gradient", [], x, a, g, wide)
-            out.copy_(wide)
-        else:
-            run("gradient", [], x, a, g, out)
+        through(out, x, lambda into: run("gradient", [], x, a, g, into))
 
     def policy_loss(x, rows, spec, scale, out):
-        into = out
-        if out is not None and out.dtype != x.logits_NV.dtype:
-            into = torch.empty_like(x.logits_NV)
-        found = run("policy_loss", numbers(x, 3), x, rows, spec, scale, into)
-        if into is not out:
-            out.copy_(into)
-        return found
+        given = (numbers(x, 3), x, rows, spec, scale)
+        return through(out, x, lambda into: run("policy_loss", *given, into))
 
     def sample(x, filters, noise):
         out = numbers(x, 3)
@@ -93,7 +68,7 @@ def install_rows(launch):
         return run("sample", out, x, filters, noise)
 
     def scale_(x, factor):
-        launch(lambda on_host: on_host[0].mul_(on_host[1]), [x, factor])
+        launch(torch.Tensor.mul_, x, factor)
 
     for function in (statistics, extras, gradient, policy_loss, sample, scale_):
         assert hasattr(fused, function.__name__)
@@ -104,19 +79,9 @@ def install_layers(launch):
     """What a layer does between its products."""
     kernels = triton_kernels()
 
-    def of(twin, *names):
-        def function(*arguments):
-            tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-
-            def kernel(on_host):
-                found = iter(on_host)
-                values = [next(found) if isinstance(a, torch.Tensor) else a for a in arguments]
-                # the rows of heads may lie apart
-                twin(values[0].contiguous(), *values[1:])
-
-            launch(kernel, tensors)
-
-        return function
+    def of(twin):
+        # the rows of heads may lie apart
+        return lambda *arguments: launch(lambda x, *rest: twin(x.contiguous(), *rest), *arguments)
 
     for name in ("norm", "norm_gradient", "rotate", "swiglu", "swiglu_gradient"):
         object.__setattr__(kernels, name, of(getattr(native_layer, name)))
@@ -158,8 +123,7 @@ def install_attention(launch):
         out = torch.empty_like(q) if out is None else out
         scale = given.get("scale") or q.shape[2] ** -0.5
 
-        def kernel(on_host):
-            q, k_cache, v_cache, tables, row_table, context, out = on_host
+        def kernel(q, k_cache, v_cache, tables, row_table, context, out):
             for row, (table, seen) in enumerate(
                 zip(row_table.tolist(), context.tolist(), strict=True)
             ):
@@ -168,7 +132,7 @@ def install_attention(launch):
                 sees = torch.ones(1, seen, dtype=torch.bool)
                 out[row] = attend(q[row : row + 1], k, v, scale, sees)[0]
 
-        launch(kernel, [q, k_cache, v_cache, tables, row_table, context, out])
+        launch(kernel, q, k_cache, v_cache, tables, row_table, context, out)
         return out
 
     paged.paged_attention = paged_attention
@@ -185,13 +149,12 @@ def install_attention(launch):
         out = torch.empty_like(q)
         scale = scale or q.shape[2] ** -0.5
 
-        def kernel(on_host):
-            q, k, v, rows, seen, out = on_host
+        def kernel(q, k, v, rows, seen, out):
             for m, n, sees in pieces(q, k, rows.tolist(), seen.tolist(), is_causal):
                 assert len(sees) <= max_q and sees.shape[1] <= max_k
                 out[m] = attend(q[m], k[n], v[n], scale, sees).to(q.dtype)
 
-        launch(kernel, [x.detach() for x in (q, k, v, rows, seen, out)])
+        launch(kernel, q, k, v, rows, seen, out)
         sums = torch.zeros(q.shape[1], len(q), device=q.device)
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)
         return out, sums, state, torch.empty(0, device=q.device), torch.empty(0, device=q.device)
@@ -202,14 +165,13 @@ def install_attention(launch):
         gradients = [torch.zeros_like(x) for x in (q, k, v)]
         scale = scale or q.shape[2] ** -0.5
 
-        def kernel(on_host):
-            dout, q, k, v, rows, seen, dq, dk, dv = on_host
+        def kernel(dout, q, k, v, rows, seen, dq, dk, dv):
             for m, n, sees in pieces(q, k, rows.tolist(), seen.tolist(), is_causal):
                 by = attention_gradient(dout[m], q[m], k[n], v[n], scale, sees)
                 for target, index, value in zip((dq, dk, dv), (m, n, n), by, strict=True):
                     target[index] = value.to(target.dtype)
 
-        launch(kernel, [x.detach() for x in (dout, q, k, v, rows, seen, *gradients)])
+        launch(kernel, dout, q, k, v, rows, seen, *gradients)
         return tuple(gradients)
 
     library.impl("_flash_attention_forward", forward, "CUDA")
