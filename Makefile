@@ -66,7 +66,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h tests/*/*.cpp tests/*/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h tests/*.c tests/*/*.cpp tests/*/*.h)
 
 # An environment that already has torch keeps it; a new one gets the pinned build first, so that no
 # other package's wish for torch decides.

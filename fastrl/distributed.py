@@ -11,6 +11,8 @@ import json
 import os
 import socket
 import sys
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ T = TypeVar("T")
 
 # The longest that one process waits for the others: one may sample far longer responses.
 TIMEOUT = timedelta(minutes=30)
+PART_S = 5.0  # at most: threads that are done want a moment of Python
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,26 @@ class World:
     def from_first(self, value: T) -> T:
         """The JSON value of the first process. Every process."""
         return self.gather(value if self.is_first else None)[0]
+
+    def part(self) -> None:
+        """Wait for all, and for gloo's threads to let go of what they were given. Every process.
+
+        The last that the processes do together: a thread that lets go of a tensor when Python ends
+        aborts its process (https://github.com/pytorch/pytorch/pull/179291).
+        """
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        tensors = [torch.zeros(1) for _ in range(8)]  # more than there are threads
+        for work in [dist.all_reduce(x, async_op=True) for x in tensors]:
+            work.wait()
+        held = [weakref.ref(x) for x in tensors]
+        del tensors, work
+        deadline = time.monotonic() + PART_S
+        while any(x() is not None for x in held) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on one of them. Every process."""

@@ -88,7 +88,7 @@ class Watch:
                 # torchrun ends the others when the first exits; the work is done, let them go
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 self._leaving.set()
-                self.world.gather(None)
+                self.world.part()
                 # whoever goes from now on has done its work
                 _tried(lambda: self.store.set("done", "yes"), None)
                 self._left.set()

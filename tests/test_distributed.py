@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -196,6 +197,17 @@ def test_a_process_reads_its_pieces_alone(tmp_path, tied):
     )  # fmt: skip
     script = Path(__file__).with_name("distributed_loading.py")
     code, _, err = ended(torchrun(2, sys.executable, str(script), str(tmp_path)))
+    assert code == 0, err
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc, which slows gloo's threads down")
+def test_gloo_s_threads_let_go_before_python_ends(tmp_path):
+    """One that does so later aborts the process, whose work is done."""
+    here, slow = Path(__file__).parent, str(tmp_path / "slow_gloo.so")
+    words = ("-shared", "-fPIC", str(here / "slow_gloo.c"), "-o", slow, "-ldl")
+    subprocess.run(["gcc", *words], check=True)
+    script = str(here / "distributed_end.py")
+    code, _, err = ended(torchrun(2, sys.executable, script, LD_PRELOAD=slow))
     assert code == 0, err
 
 

@@ -41,7 +41,7 @@ class Study:
         self.plan = make_plan(
             StudySettings(arms=("sharpen", "task"), seeds=1, **settings), Config(), path
         )
-        self.shown: list[tuple[int, int]] = []
+        self.at_once: list[tuple[int, int]] = []  # whenever shown: processes, those that train
 
     def act(self, name: str, words: str) -> None:
         cell = self.path / "cells" / name
@@ -50,7 +50,7 @@ class Study:
 
     def conduct(self, jobs=1, stop=None, show=None):
         def told(done, running):
-            self.shown.append((len(done), len(running)))
+            self.at_once.append((len(running), sum(c.trains for c, _ in running)))
             if show:
                 show(done, running)
 
@@ -82,12 +82,12 @@ def study(tmp_path, monkeypatch):
 
 
 def test_the_base_is_done_before_what_trains(study):
-    study.act(BASE, "sleep 0.3; done_")
+    study.act(BASE, 'sleep 0.3; echo "$1 ends" >> "$D/order"; done_; exit')
     outcome = study.conduct(jobs=8)
-    assert study.names(outcome.done)[0] == BASE and len(outcome.done) == 3
+    assert len(outcome.done) == 3
     assert not outcome.failed and not outcome.stopped
     assert study.order[:2] == [f"{BASE} begins", f"{BASE} ends"]
-    assert max(running for _, running in study.shown) == 2  # the two runs at once, the base alone
+    assert max(trains for _, trains in study.at_once) == 2  # the two runs at once
     before = len(study.order)
     assert len(study.conduct().done) == 3
     assert len(study.order) == before  # nothing is done again
@@ -108,14 +108,14 @@ def test_runs_begin_when_the_base_has_said_what_it_says_of_them(study):
     assert len(study.conduct(jobs=2).done) == 3
     order = ["predicted", f"{SHARPEN} begins", f"{TASK} begins", f"{BASE} ends"]
     assert sorted(order, key=study.order.index) == order
-    assert max(running for _, running in study.shown) == 2
+    assert max(running for running, _ in study.at_once) == 2
 
 
 def test_jobs_are_the_cells_at_once(study):
     study.act(SHARPEN, "sleep 0.2; done_")
     study.act(TASK, "sleep 0.2; done_")
     study.conduct(jobs=1)
-    assert max(running for _, running in study.shown) == 1
+    assert max(running for running, _ in study.at_once) == 1
     assert [line.split()[1] for line in study.order] == ["begins", "ends"] * 3
 
 
