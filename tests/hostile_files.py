@@ -1,22 +1,10 @@
-"""Opens damaged and adversarial files, one after the other, as fastrl opens them for a user.
-
-`python hostile_files.py KIND FIRST LAST FOLDER` prints two lines of JSON for each case from FIRST
-up to LAST: what was done to a file, and what came of it: "read", "refused: " with the sentence,
-or "WRONG: " with what must not be: an exception that is no refusal, a file that its code made,
-more than HEADROOM bytes of memory. What runs a program, unpickles or connects ends the process.
-"""
+"""Damaged and adversarial files of every kind that fastrl opens; hostile_readers.py opens them."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import random
-import shutil
-import signal
 import struct
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,22 +17,10 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import write_tiny_model
 
-from fastrl.alerts import alerts
 from fastrl.capsule import RESPONSES, SCHEMA
-from fastrl.capsule import read as read_capsule
-from fastrl.checkpoint import TrainerState, damage, newest_valid, read_state, write_checkpoint
-from fastrl.config import read_toml
-from fastrl.datasources import load_examples
-from fastrl.device_memory import peak_resident_bytes
-from fastrl.errors import Failure, UsageError
-from fastrl.guard import Vitals
-from fastrl.model import load_model
-from fastrl.run_directory import CAPSULE, RunDirectory
-from fastrl.shapes import outline
-from fastrl.tokenizer import load_tokenizer
+from fastrl.checkpoint import TrainerState, write_checkpoint
+from fastrl.run_directory import CAPSULE
 
-HEADROOM = 1 << 29  # of bytes of memory beside what the process had before a case
-SECONDS = 30  # for one case
 MARK = "code-was-run"  # the file that hostile code makes
 EVIL = f"open({MARK!r}, 'w').close()\n"
 DEEP = 100_000
@@ -249,10 +225,6 @@ WEIGHTS += [
 ]
 
 
-def read_weights(directory: Path) -> None:
-    load_model(directory, device="cpu")
-
-
 # ---------------------------------------------------------------- tokenizers
 
 EVIL_TEMPLATES = [
@@ -313,12 +285,6 @@ TOKENIZERS += [
     written("tokenizer.json", b"\x80\x04cposix\nsystem\n"),
     written("added_tokens.json", '{"x": -5}'),
 ]  # fmt: skip
-
-
-def read_tokenizer(directory: Path) -> None:
-    outline(str(directory))
-    tokenizer = load_tokenizer(directory)
-    tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "1+1 \\boxed{2}"}]))
 
 
 # ---------------------------------------------------------------- data
@@ -425,16 +391,6 @@ PARQUET = [
 ]
 
 
-def read_rows(name: str) -> Callable[[Path], None]:
-    def read(directory: Path) -> None:
-        for example in load_examples(str(directory / name), split="all", limit=20_000):
-            for turn in example.messages:
-                turn["content"].encode()
-            example.answer.encode()
-
-    return read
-
-
 # ---------------------------------------------------------------- runs
 
 
@@ -455,29 +411,6 @@ def write_run(directory: Path) -> None:
         kept = {"split": "validation", "accuracy": 0.5, "attempt": 1}
         lines = [{"step": step, **kept} for step in (1, 2)]
         (directory / name).write_bytes(rows_of(lines))
-
-
-def read_run(directory: Path) -> None:
-    """What a resumption reads; the damaged checkpoint has to be named and passed over."""
-    before = {p: p.read_bytes() for p in (directory / "checkpoints").rglob("*") if p.is_file()}
-    run = RunDirectory.open(directory)
-    read_toml(run.config)
-    newest, skipped = newest_valid(run.checkpoints)
-    if newest is None or damage(newest) is not None:
-        raise AssertionError(f"no checkpoint is left: {skipped}")
-    read_state(newest)
-    step = int(newest.name.removeprefix("step_"))
-    if len(skipped) != 2 - step:
-        raise AssertionError(f"{newest.name} is used, and said is {skipped}")
-    run.cut_back(step)
-    run.read_metrics(), run.read_evaluations(), run.accuracies(), run.read_environment()
-    run.has_evaluation(1, "validation")
-    alerts(run.read_metrics())
-    [Vitals.of_metrics(line) for line in run.read_metrics()]
-    [run.attempt(step) for step in range(3)]
-    run.capsules(0)
-    if before != {p: p.read_bytes() for p in before}:
-        raise AssertionError("a checkpoint was changed")
 
 
 CHECKPOINT = "checkpoints/step_2"
@@ -550,30 +483,24 @@ def write_rows(directory: Path) -> None:
 
 
 Attack = Callable[[Path], str]
-# how the files are made, which of them are damaged, the attacks by hand, and who reads
-KINDS: dict[str, tuple[Callable[[Path], None], str, list[Attack], Callable[[Path], None]]] = {
-    "weights": (write_model, "model.safetensors|config.json", WEIGHTS, read_weights),
+# how the files are made, which of them are damaged, and the attacks by hand
+KINDS: dict[str, tuple[Callable[[Path], None], str, list[Attack]]] = {
+    "weights": (write_model, "model.safetensors|config.json", WEIGHTS),
     "tokenizer": (
         write_model,
         "tokenizer.json|tokenizer_config.json|generation_config.json|config.json",
         TOKENIZERS,
-        read_tokenizer,
     ),
-    "jsonl": (write_rows, "rows.jsonl", JSONL, read_rows("rows.jsonl")),
-    "parquet": (write_rows, "rows.parquet", PARQUET, read_rows("rows.parquet")),
-    "capsule": (
-        write_capsule,
-        f"{CAPSULE}|{RESPONSES}",
-        CAPSULES,
-        lambda path: (read_capsule(path), None)[1],
-    ),
-    "run": (write_run, "**/*", RUNS, read_run),
+    "jsonl": (write_rows, "rows.jsonl", JSONL),
+    "parquet": (write_rows, "rows.parquet", PARQUET),
+    "capsule": (write_capsule, f"{CAPSULE}|{RESPONSES}", CAPSULES),
+    "run": (write_run, "**/*", RUNS),
 }
 
 
 def attack(kind: str, number: int, directory: Path) -> str:
     """Do case `number` to the files of a directory: those by hand first, then at random."""
-    _, patterns, by_hand, _ = KINDS[kind]
+    _, patterns, by_hand = KINDS[kind]
     if number < len(by_hand):
         return by_hand[number](directory)
     rng = random.Random(f"{kind} {number}")
@@ -581,72 +508,3 @@ def attack(kind: str, number: int, directory: Path) -> str:
     if kind == "run":  # a whole checkpoint is left, so that a run can go on
         found = [p for p in found if "step_1" not in p.parts and p.name != "config.toml"]
     return change_file(rng.choice(sorted(found)), rng)
-
-
-def outcome(read: Callable[[Path], None], directory: Path) -> str:
-    try:
-        read(directory)
-    except (UsageError, Failure) as error:
-        sentence = str(error)
-        is_clear = 20 < len(sentence) < 1200 and "\n" not in sentence
-        return f"{'refused' if is_clear else 'WRONG'}: {sentence}"
-    except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return (
-            f"WRONG: {type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
-        )
-    if list(directory.parent.rglob(MARK)):
-        return "WRONG: code of a file was run"
-    return "read"
-
-
-def forbid() -> None:
-    """From here on the process ends where it runs a program, unpickles or connects."""
-    forbidden = {"pickle.find_class", "os.system", "os.exec", "os.fork", "os.posix_spawn",
-                 "subprocess.Popen", "socket.connect"}  # fmt: skip
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in forbidden:
-            print(f"FORBIDDEN {event} {arguments!r:.200}", flush=True)
-            os._exit(3)
-
-    sys.addaudithook(watch)
-
-
-def forget_peak() -> int:
-    """Give back what is free, and begin a new peak of resident memory: its bytes so far."""
-    pa.default_memory_pool().release_unused()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_resident_bytes()
-
-
-def main(kind: str, first: int, last: int, folder: Path) -> None:
-    prepare, _, _, read = KINDS[kind]
-    torch.set_num_threads(1)
-    whole, case = folder / "whole", folder / "case"
-    whole.mkdir(parents=True)
-    prepare(whole)
-    os.chdir(folder)
-    shutil.copytree(whole, case)
-    assert outcome(read, case) == "read"
-    forbid()
-    most = 0
-    for number in range(first, last):
-        shutil.rmtree(case)
-        shutil.copytree(whole, case)
-        what = attack(kind, number, case)
-        print(json.dumps({"case": number, "what": what}), flush=True)
-        before = forget_peak()
-        signal.alarm(SECONDS)
-        found = outcome(read, case)
-        signal.alarm(0)
-        grown = peak_resident_bytes() - before
-        most = max(most, grown)
-        if grown > HEADROOM:
-            found = f"WRONG: {grown:,} bytes"
-        print(json.dumps({"case": number, "found": found, "grown": most}), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hostile_files import KINDS, MARK, outcome
+from hostile_files import KINDS, MARK
+from hostile_readers import outcome
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="measures memory with /proc, as Linux has it"
 )
-SCRIPT = Path(__file__).with_name("hostile_files.py")
+SCRIPT = Path(__file__).with_name("hostile_readers.py")
 
 
 def cases(kind, count, folder):
@@ -78,7 +79,7 @@ class Evil:
 
 
 def test_an_unpickling_ends_the_process():
-    code = "from hostile_files import forbid; import pickle; forbid(); pickle.loads({!r})"
+    code = "from hostile_readers import forbid; import pickle; forbid(); pickle.loads({!r})"
     done = subprocess.run(
         [sys.executable, "-c", code.format(pickle.dumps(Evil()))],
         cwd=SCRIPT.parent,
