@@ -58,7 +58,8 @@ class Study:
 
     @property
     def order(self) -> list[str]:
-        return (self.path / "order").read_text().splitlines()
+        file = self.path / "order"
+        return file.read_text().splitlines() if file.exists() else []
 
     def names(self, cells) -> list[str]:
         return [c.name for c in cells]
@@ -155,11 +156,14 @@ def test_a_run_that_fails_keeps_no_other_from_being_done(study, words, why):
     assert not again.failed and len(again.done) == 3
 
 
+READY = 'echo ready >> "$D/order"'
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        "exec sleep 20",  # it begins, or measures: the signal ends it
-        f"trap 'exit {STOPPED}' TERM; while true; do sleep 0.05; done",  # it trains
+        f"{READY}; exec sleep 20",  # it begins, or measures: the signal ends it
+        f"trap 'exit {STOPPED}' TERM; {READY}; while true; do sleep 0.05; done",  # it trains
     ],
 )
 def test_a_stop_on_request_is_no_failure(study, words):
@@ -167,8 +171,7 @@ def test_a_stop_on_request_is_no_failure(study, words):
     stop = StopOnSignal()
 
     def show(done, running):
-        if running and running[0][0].name == SHARPEN and f"{SHARPEN} begins" in study.order:
-            time.sleep(0.2)
+        if "ready" in study.order:
             stop.requested = True
 
     started = time.monotonic()
@@ -182,12 +185,11 @@ def test_a_stop_on_request_is_no_failure(study, words):
 
 
 def test_a_failure_beside_a_stop_is_one(study):
-    study.act(SHARPEN, "trap 'echo oh; exit 1' TERM; while true; do sleep 0.05; done")
+    study.act(SHARPEN, f"trap 'echo oh; exit 1' TERM; {READY}; while true; do sleep 0.05; done")
     stop = StopOnSignal()
 
     def show(done, running):
-        if running and running[0][0].name == SHARPEN and f"{SHARPEN} begins" in study.order:
-            time.sleep(0.2)
+        if "ready" in study.order:
             stop.requested = True
 
     outcome = study.conduct(stop=stop, show=show)

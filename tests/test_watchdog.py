@@ -8,24 +8,43 @@ from pathlib import Path
 
 import pytest
 
+from fastrl import watchdog
 from fastrl.alerts import alerts
 from fastrl.config import WatchdogConfig
 from fastrl.watchdog import Watchdog
 
 
-def test_a_slow_phase_is_named_with_its_place_and_its_limit():
-    said = []
+class Clock:
+    """Stands still at `now`; counts how often it was looked at."""
+
+    now, looks = 0.0, 0
+
+    def monotonic(self):
+        self.looks += 1
+        return self.now
+
+    def at(self, now):
+        """It is `now`, and the watchdog has seen it."""
+        self.now, seen = now, self.looks
+        while self.looks < seen + 2:
+            time.sleep(0.001)
+
+
+def test_a_slow_phase_is_named_with_its_place_and_its_limit(monkeypatch):
+    clock, said = Clock(), []
+    monkeypatch.setattr(watchdog, "time", clock)
     with Watchdog(WatchdogConfig(sample=0.1, grade=0), said.append) as dog:
         dog.phase("grade")
-        time.sleep(0.3)
+        clock.at(5)
         dog.phase("sample 1/9")
-        time.sleep(0.05)
+        clock.at(5.05)
+        assert not said
         dog.phase("sample 2/9")  # the same phase
-        time.sleep(0.12)
-        assert len(said) == 1
-        time.sleep(0.4)
+        for now, lines in [(5.09, 0), (5.11, 1), (5.19, 1), (5.21, 2), (5.39, 2), (5.41, 3)]:
+            clock.at(now)
+            assert len(said) == lines, now
         dog.phase("train")
-        time.sleep(0.2)
+        clock.at(9)
     assert len(said) == 3 and all("the phase 'sample' has taken" in s for s in said)
     assert "its limit is 0.1 s (watchdog.sample)" in said[0]
     assert f"{Path(__file__).name}:" in said[0]
