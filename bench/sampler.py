@@ -31,6 +31,7 @@ from fastrl.bench.sampler_rivals import (
 from fastrl.bench.sampler_tasks import CASES, GPU_CASES, GPU_NAMES, Call, Case, Shape, Task
 from fastrl.errors import UsageError
 
+CHECKED_TOKENS = 200
 GREEDY_PROMPTS, GREEDY_TOKENS = 2, 16
 
 
@@ -165,8 +166,13 @@ def _speed(run: Call | Rival, ms: float) -> dict[str, float]:
 
 
 def validate(ours: Call, one: Subject) -> tuple[float, float]:
-    """The largest errors of the first and the last response's log-probs: ours, transformers'."""
-    pairs = [(ours.prompts[0], ours.found[0][0]), (ours.prompts[-1], ours.found[-1][-1])]
+    """The largest errors of some responses' log-probs, the last one's too: ours, transformers'."""
+    several = zip(ours.prompts, (found[0] for found in ours.found), strict=True)
+    pairs = [(ours.prompts[-1], ours.found[-1][-1])]
+    for pair in several:
+        pairs.append(pair)
+        if sum(len(completion.token_ids) for _, completion in pairs) >= CHECKED_TOKENS:
+            break
     errors = check_logprobs(one, pairs, ours.params[0].temperature)
     if one.model.embed.dtype == torch.float32:
         new = min(GREEDY_TOKENS, *(p.max_tokens for p in ours.params))

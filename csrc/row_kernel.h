@@ -155,11 +155,11 @@ FASTRL_INLINE void accumulate(const T* z, int64_t count, float factor, float thr
             }
         }
     }
-    running.sum += total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    running.weighted += total((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
+    running.sum += exact_total(sums);
+    running.weighted += exact_total(weighted);
     if constexpr (WITH_EXTRAS) {
-        running.squares += total((squares[0] + squares[1]) + (squares[2] + squares[3]));
-        running.kept += total((kept[0] + kept[1]) + (kept[2] + kept[3]));
+        running.squares += exact_total(squares);
+        running.kept += exact_total(kept);
     }
 }
 

@@ -266,6 +266,20 @@ FASTRL_INLINE double total(Floats values) {
     return halves[0];
 }
 
+// The sum of all lanes of several vectors, in double: of what a peaked row adds up, 1 and little
+// beside it, each addition in float leaves an ulp of 1 behind.
+template <int COUNT>
+FASTRL_INLINE double exact_total(const Floats (&values)[COUNT]) {
+    using Doubles = double __attribute__((vector_size(8 * WIDTH)));
+    Doubles lanes{};
+    for (const Floats& some : values) lanes += __builtin_convertvector(some, Doubles);
+#pragma GCC unroll 4
+    for (int half = WIDTH / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
 // 2^t for -127 <= t <= 0.5, to 1.6e-8 and the rounding; exactly 0 at -127 and exactly 1 at 0.
 // A NaN may give anything. The polynomial is the minimax of 2^f on [-1/2, 1/2] with 2^0 = 1.
 FASTRL_INLINE Floats exp2(Floats t) {

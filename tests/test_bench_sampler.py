@@ -71,13 +71,13 @@ def test_cost_follows_the_tokens_computed(tmp_path):
     assert mixed["rows_computed"] == 2 * 6 + 8 * (7 + 31)
     assert mixed["padded_rows"] == 16 * (6 + 31)
     assert mixed["baseline_rows_computed"] == 2 * 6 + 16 * 19
-    (shared,) = bench(tmp_path, *words, "shared prompt", "--shape", "32,40,3")
+    (shared,) = bench(tmp_path, *words, "shared prompt", "--shape", "256,40,3")
     assert shared["baseline"] == "prompt computed 16 times"
-    assert shared["rows_computed"] == 2 * 40 + 32 * 2
-    assert shared["baseline_rows_computed"] == 32 * 40 + 32 * 2
+    assert shared["rows_computed"] == 16 * 40 + 256 * 2
+    assert shared["baseline_rows_computed"] == 256 * 40 + 256 * 2
     for row in (mixed, shared):
         assert row["us_per_row"] == pytest.approx(1e3 * row["ms"] / row["rows_computed"])
-    assert "1,344" in table([mixed, shared], "sampler")  # 32 x 42
+    assert "10,752" in table([mixed, shared], "sampler")  # 256 x 42
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,19 @@ def test_validation_sees_wrong_logprobs_and_wrong_tokens(embedded):
     other = subject("embedded:0.5", torch.float32, torch.device("cpu"))
     with pytest.raises(AssertionError, match="greedy token"):
         check_greedy(Sampler(other.model), embedded.theirs, [[t] * 4 for t in range(3, 40)], 6)
+
+
+def test_validation_in_bf16_sees_one_shifted_response_of_eight():
+    one = subject("embedded", torch.bfloat16, torch.device("cpu"))
+    prompts = [[5 + i, 6, 7, 8] for i in range(8)]
+    params = SamplingParams(n=1, max_tokens=24, seed=1, ignore_eos=True)
+    found = Sampler(one.model).generate(prompts, params)
+    pairs = [(prompt, completion) for prompt, (completion,) in zip(prompts, found, strict=True)]
+    ours, theirs = check_logprobs(one, pairs, 1.0)
+    assert 1e-3 < ours < 1 and 1e-3 < theirs < 1
+    shifted = replace(pairs[3][1], logprobs=tuple(x - 0.5 for x in pairs[3][1].logprobs))
+    with pytest.raises(AssertionError, match="from the truth"):
+        check_logprobs(one, [*pairs[:3], (prompts[3], shifted), *pairs[4:]], 1.0)
 
 
 def test_rivals_make_every_token_though_the_model_has_an_end_token(embedded):

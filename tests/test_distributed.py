@@ -70,7 +70,7 @@ def torchrun(processes, *words, agent=("--standalone",), cwd=None, **env):
     )
 
 
-def ended(process, timeout=90):
+def ended(process, timeout=300):
     """Exit code, stdout and stderr of a torchrun that ends by itself."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -223,7 +223,7 @@ def one_step(model: str, out: Path, *words: str) -> tuple[float, str]:
     run = subprocess.run(
         [sys.executable, "-m", "fastrl.cli", "train", "--model", model, "--output-dir", str(out),
          *STEP, *words],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = re.search(r"at the peak so far, planned [\d.]+ GB \(([+-][\d.]+)%\)", run.stdout)

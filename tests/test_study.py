@@ -181,7 +181,7 @@ def test_an_arm_is_added_and_stopped_and_gone_on_with(done, capsys):
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == STOPPED
     # the base may have had more to measure yet than what it says of training
     assert re.search("stopped with [12] of 3 cells done; go on: fastrl study --output-dir '", out)

@@ -75,9 +75,9 @@ def choose(scaled_NV: Tensor, filters: Filters, noise: Noise) -> tuple[Tensor, T
     log_kept_N = torch.zeros_like(scaled_NV[:, 0])
     if not filters.none:
         keep_NV = kept(scaled_NV, filters)
-        p_NV = scaled_NV.softmax(1).masked_fill(~keep_NV, 0.0)
+        p_NV = scaled_NV.double().softmax(1).masked_fill(~keep_NV, 0.0)
         log_kept_N = by_row(lambda p: p.sum(1), p_NV).log().clamp(max=0.0)
-        log_kept_N = torch.where(keep_NV.all(1), 0.0, log_kept_N)
+        log_kept_N = torch.where(keep_NV.all(1), 0.0, log_kept_N).to(scaled_NV.dtype)
         scores_NV = scores_NV.masked_fill(~keep_NV, -torch.inf)
     # a NaN or an infinity reaches the sum; nothing finite makes it -inf
     broken_N = ~scaled_NV.logsumexp(1).isfinite()
