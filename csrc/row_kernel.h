@@ -155,11 +155,11 @@ FASTRL_INLINE void accumulate(const T* z, int64_t count, float factor, float thr
             }
         }
     }
-    running.sum += exact_total(sums);
-    running.weighted += exact_total(weighted);
+    running.sum += wide_total(sums);
+    running.weighted += wide_total(weighted);
     if constexpr (WITH_EXTRAS) {
-        running.squares += exact_total(squares);
-        running.kept += exact_total(kept);
+        running.squares += wide_total(squares);
+        running.kept += wide_total(kept);
     }
 }
 

@@ -269,7 +269,7 @@ FASTRL_INLINE double total(Floats values) {
 // The sum of all lanes of several vectors, in double: of what a peaked row adds up, 1 and little
 // beside it, each addition in float leaves an ulp of 1 behind.
 template <int COUNT>
-FASTRL_INLINE double exact_total(const Floats (&values)[COUNT]) {
+FASTRL_INLINE double wide_total(const Floats (&values)[COUNT]) {
     using Doubles = double __attribute__((vector_size(8 * WIDTH)));
     Doubles lanes{};
     for (const Floats& some : values) lanes += __builtin_convertvector(some, Doubles);
