@@ -83,9 +83,11 @@ def study(tmp_path, monkeypatch):
 
 
 def test_the_base_is_done_before_what_trains(study):
-    study.act(BASE, 'sleep 0.3; echo "$1 ends" >> "$D/order"; done_; exit')
+    study.act(BASE, 'echo $$ > "$D/base"; sleep 0.3; echo "$1 ends" >> "$D/order"; done_; exit')
+    for run in (SHARPEN, TASK):  # neither ends before the base's process is known to be gone
+        study.act(run, 'while kill -0 "$(cat "$D/base")" 2>/dev/null; do sleep 0.02; done; done_')
     outcome = study.conduct(jobs=8)
-    assert len(outcome.done) == 3
+    assert study.names(outcome.done)[0] == BASE and len(outcome.done) == 3
     assert not outcome.failed and not outcome.stopped
     assert study.order[:2] == [f"{BASE} begins", f"{BASE} ends"]
     assert max(trains for _, trains in study.at_once) == 2  # the two runs at once
